@@ -1,0 +1,151 @@
+"""Time the script against the plain way to do its work; run by hand, not collected by pytest.
+
+    python tests/benchmark.py [--traces 24] [--rounds 3]
+
+Each round runs every variant once, as a whole process, one after the other, so that a noisy machine
+is noisy to all; the table shows medians.  Peak memory is that of each process alone (VmHWM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import importlib.util
+import os
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from make_traces import make_trace, write_batch
+
+SCRIPT = Path(__file__).parent.parent / "divide_conquer.py"
+WITHOUT_ISAL = (
+    "import runpy, sys; sys.modules['isal'] = None; "
+    f"sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+class Result(NamedTuple):
+    """Seconds of the whole process and of its phases; sizes in bytes."""
+
+    total: float
+    load: float
+    save: float
+    validate: float
+    peak_bytes: float
+    output_bytes: int
+
+
+def run_plain(source: Path, out: Path, n: int) -> None:
+    """Do what the guide says with the standard library's defaults, and print the seconds."""
+    times = [time.perf_counter()]
+    with gzip.open(source, "rb") as file:
+        traces = pickle.load(file)
+    times.append(time.perf_counter())
+    out.mkdir()
+    for start in range(0, len(traces), n):
+        with gzip.open(out / f"batch_sub{start // n:04d}.pkl.gz", "wb") as file:
+            pickle.dump(traces[start : start + n], file)
+    times.append(time.perf_counter())
+    del traces
+    with gzip.open(source, "rb") as file:
+        expected = len(pickle.load(file))
+    found = 0
+    for path in sorted(out.iterdir()):
+        with gzip.open(path, "rb") as file:
+            found += len(pickle.load(file))
+    assert found == expected
+    times.append(time.perf_counter())
+    seconds = [f"{b - a:.1f} s" for a, b in zip(times, times[1:])]
+    status = Path("/proc/self/status").read_text()
+    peak_mib = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    print(f"carga {seconds[0]}, guardado {seconds[1]}, validación {seconds[2]}; {peak_mib:.0f}MB")
+
+
+def measure(command: list[str], out: Path) -> Result:
+    """Run one variant as a process; its phases and its peak come from its report line."""
+    started = time.perf_counter()
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env, encoding="utf-8")
+    total = time.perf_counter() - started
+    phases = re.search(r"carga ([\d.]+) s, guardado ([\d.]+) s, validación ([\d.]+) s", done.stdout)
+    peak = re.search(r"([\d.]+)([MG])B$", done.stdout.splitlines()[0])
+    assert phases and peak, done.stdout
+    load, save, validate = map(float, phases.groups())
+    peak_bytes = float(peak[1]) * {"M": 2**20, "G": 2**30}[peak[2]]
+    sizes = [path.stat().st_size for path in out.iterdir()]
+    for path in out.iterdir():
+        path.unlink()
+    out.rmdir()
+    return Result(total, load, save, validate, peak_bytes, sum(sizes))
+
+
+def make_batch(path: Path, n_traces: int) -> None:
+    """Write a batch of full-sized traces: 32 layers, hidden 4096, 32 heads, 50 tokens."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shape = {"layers": 32, "hidden": 4096, "heads": 32, "tokens": 50}
+    write_batch(path, [make_trace(rng, f"q_{i}", **shape) for i in range(n_traces)])
+
+
+def make_variants(source: Path, out: Path, n: int) -> dict[str, list[str]]:
+    """Return the command of each way to split source."""
+    options = ["--input", str(source), "--output", str(out), "-n", str(n)]
+    default = [sys.executable, "-c", WITHOUT_ISAL, *options]
+    variants = {
+        "plain": [sys.executable, __file__, "--plain", str(source), str(out), str(n)],
+        "default": default,
+        "default -j 1": [*default, "--jobs", "1"],
+        "low memory": [*default, "--low-memory"],
+    }
+    if importlib.util.find_spec("isal"):
+        variants["default, isal"] = [sys.executable, str(SCRIPT), *options]
+    return variants
+
+
+def show(results: dict[str, list[Result]]) -> None:
+    """Print the median of each figure, a line a variant."""
+    medians = {
+        name: Result(*(statistics.median(column) for column in zip(*rows)))
+        for name, rows in results.items()
+    }
+    plain = medians["plain"]
+    print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}, medians")
+    print("variant          total  ratio   load   save  valid.  peak MiB  output against plain")
+    for name, row in medians.items():
+        print(
+            f"{name:15} {row.total:6.2f} {plain.total / row.total:6.2f} {row.load:6.1f} "
+            f"{row.save:6.1f} {row.validate:7.1f} {row.peak_bytes / 2**20:9.0f} "
+            f"{100 * (row.output_bytes / plain.output_bytes - 1):+11.2f} %"
+        )
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--plain"]:
+        return run_plain(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--traces", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder, "batch.pkl.gz"), Path(folder, "out")
+        make_batch(source, args.traces)
+        variants = make_variants(source, out, -(-args.traces // 4))
+        results: dict[str, list[Result]] = {name: [] for name in variants}
+        for _ in range(args.rounds):
+            for name, command in variants.items():
+                results[name].append(measure(command, out))
+        print(f"{args.traces} traces of 17 MB, {source.stat().st_size / 2**20:.0f} MiB of gzip")
+        show(results)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What another system may lack is taken away, in a child process that then runs a real split."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import LIMIT_SECONDS, SCRIPT, environment, load_set, names, write_batch
+
+from divide_conquer import SplitReport, split_file
+
+pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+
+TRACES = [{"question_id": f"q_{i}", "text": "x" * 1000} for i in range(10)]
+
+BEGIN = "import ctypes, errno, os, pathlib, runpy, signal, stat, sys\n"
+END = f"\nsys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+NO_FCNTL = "sys.modules['fcntl'] = None"
+NO_LOCKS = """
+import fcntl
+def flock(*args): raise OSError(errno.ENOTSUP, 'Operation not supported')
+fcntl.flock = flock
+"""
+NO_FADVISE = "del os.posix_fadvise"
+FADVISE_FAILS = """
+def posix_fadvise(*args): raise OSError(errno.ESPIPE, 'Illegal seek')
+os.posix_fadvise = posix_fadvise
+"""
+NO_FOLDER_FSYNC = """
+fsync = os.fsync
+def file_fsync(fd):
+    if stat.S_ISDIR(os.fstat(fd).st_mode): raise OSError(errno.EINVAL, 'Invalid argument')
+    fsync(fd)
+os.fsync = file_fsync
+"""
+NO_PROC = """
+read_text = pathlib.Path.read_text
+def guarded(self, *args, **options):
+    if str(self).startswith('/proc/'): raise FileNotFoundError(errno.ENOENT, 'none', str(self))
+    return read_text(self, *args, **options)
+pathlib.Path.read_text = guarded
+"""
+NO_RESOURCE = "sys.modules['resource'] = None"
+NO_AFFINITY = "del os.sched_getaffinity"
+NO_PROCESSOR_COUNT = "del os.sched_getaffinity; os.cpu_count = lambda: None"
+OTHER_LIBC = "ctypes.CDLL = lambda name: object()"
+NO_LIBC = """
+def CDLL(name): raise TypeError('bad argument')  # Windows, for None
+ctypes.CDLL = CDLL
+"""
+NO_UTIME_BY_FD = "os.supports_fd.discard(os.utime)"
+# No Linux knows this command of macOS, nor does a network volume there: a real EINVAL.
+FULLFSYNC_REFUSED = "import fcntl; fcntl.F_FULLFSYNC = 51"
+NO_ISAL = "sys.modules['isal'] = None"
+
+HARMLESS = {
+    "no fcntl": NO_FCNTL,
+    "flock not supported": NO_LOCKS,
+    "no posix_fadvise": NO_FADVISE,
+    "posix_fadvise fails": FADVISE_FAILS,
+    "no resource": NO_RESOURCE,
+    "no proc": NO_PROC,
+    "no sched_getaffinity": NO_AFFINITY,
+    "processors unknown": NO_PROCESSOR_COUNT,
+    "another C library": OTHER_LIBC,
+    "no C library": NO_LIBC,
+    "no utime by descriptor": NO_UTIME_BY_FD,
+    "F_FULLFSYNC refused": FULLFSYNC_REFUSED,
+    "no isal": NO_ISAL,
+    "none of them": "\n".join(
+        (NO_FCNTL, NO_FADVISE, NO_RESOURCE, NO_PROC, NO_PROCESSOR_COUNT, NO_LIBC)
+    ),
+}
+
+
+def split_without(lacking: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run the script in a Python from which something was taken away first."""
+    return subprocess.run(
+        [sys.executable, "-c", BEGIN + lacking + END, *map(str, args)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment(PYTHONUTF8="1"),
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+
+
+def arguments(folder: Path, *more: object) -> list[object]:
+    """Write a batch; return the arguments that split it in four, and delete it."""
+    source = write_batch(folder / "in" / "a.pkl.gz", TRACES)
+    return ["-i", source, "-o", folder / "out", "-n", 3, "--delete-original", "--yes", *more]
+
+
+@pytest.mark.parametrize("mode", [(), ("--low-memory",)], ids=["default", "low-memory"])
+@pytest.mark.parametrize("lacking", HARMLESS)
+def test_split_and_delete_without(tmp_path: Path, lacking: str, mode: tuple[str, ...]) -> None:
+    done = split_without(HARMLESS[lacking], *arguments(tmp_path, *mode))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [trace for sub in load_set(tmp_path / "out", "a") for trace in sub] == TRACES
+    assert len(names(tmp_path / "out")) == 4  # no part, no lock
+    assert names(tmp_path / "in") == []
+
+
+@pytest.mark.parametrize("lacking", [NO_FCNTL, NO_LOCKS], ids=["no fcntl", "not supported"])
+def test_without_locks_leftovers_are_named_and_left(tmp_path: Path, lacking: str) -> None:
+    args = arguments(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_sub0002.pkl.gz.part").write_bytes(b"another's")
+    done = split_without(lacking, *args)
+    assert done.returncode == 1
+    assert "aquí no se pueden bloquear archivos: a_sub0002.pkl.gz.part" in done.stderr
+    assert names(tmp_path / "out") == ["a_sub0002.pkl.gz.part"]
+    assert names(tmp_path / "in") == ["a.pkl.gz"]
+
+
+@pytest.mark.parametrize("made_before", [True, False], ids=["folder there", "folder made"])
+def test_without_folder_fsync_the_set_is_published_and_the_original_kept(
+    tmp_path: Path, made_before: bool
+) -> None:
+    args = arguments(tmp_path)
+    if made_before:
+        (tmp_path / "out").mkdir()
+    done = split_without(NO_FOLDER_FSYNC, *args)
+    assert done.returncode == 0
+    assert "este sistema de archivos no garantiza los nombres tras un corte de luz" in done.stderr
+    assert "original conservado" in done.stderr
+    assert [trace for sub in load_set(tmp_path / "out", "a") for trace in sub] == TRACES
+    assert names(tmp_path / "in") == ["a.pkl.gz"]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        (NO_RESOURCE, os.path.exists("/proc/self/status")),
+        (NO_PROC, True),
+        (NO_PROC + "\n" + NO_RESOURCE, False),
+    ],
+    ids=["no resource", "no proc", "neither"],
+)
+def test_peak_memory_is_told_where_the_system_tells_it(
+    tmp_path: Path, lacking: str, told: bool
+) -> None:
+    done = split_without(lacking, *arguments(tmp_path))
+    assert done.returncode == 0
+    assert ("memoria máxima" in done.stdout) == told
+
+
+def test_without_proc_no_memory_warning_is_possible(tmp_path: Path) -> None:
+    done = split_without(NO_PROC, *arguments(tmp_path, "--dry-run"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_split_file_needs_no_signals(tmp_path: Path) -> None:
+    """A thread other than the main one may set no signal handlers."""
+    source = write_batch(tmp_path / "a.pkl.gz", TRACES)
+    reports: list[SplitReport] = []
+    thread = threading.Thread(target=lambda: reports.append(split_file(source, tmp_path / "out")))
+    thread.start()
+    thread.join(LIMIT_SECONDS)
+    assert [report.n_traces for report in reports] == [10]

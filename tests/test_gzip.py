@@ -1,0 +1,259 @@
+"""The gzip writer and reader: one member that every reader takes, whatever is written, however."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import random
+import re
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import LIMIT_SECONDS, ROOT, SCRIPT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from make_traces import make_trace
+
+import divide_conquer
+from divide_conquer import BLOCK_BYTES, GzipWriter, Meter, Phase, TrackedFile, open_stream
+
+pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+NOISE = random.Random(0).randbytes(3 * BLOCK_BYTES)
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: Any, /) -> None:
+        self.data += data
+
+
+def deflate(pieces: list[bytes], jobs: int = 2) -> bytes:
+    sink = Sink()
+    with ThreadPoolExecutor(jobs) as pool:
+        writer = GzipWriter(sink, pool, 2 * jobs)
+        for piece in pieces:
+            writer.write(memoryview(piece))
+        writer.close()
+    return bytes(sink.data)
+
+
+def read_back(path: Path, *, ahead: bool) -> bytes:
+    with open_stream(TrackedFile(path, len), ahead=ahead) as stream:
+        return b"".join(iter(lambda: stream.read(300_000), b""))
+
+
+sizes = st.one_of(
+    st.integers(0, 10),
+    st.integers(0, 200_000),
+    st.sampled_from([BLOCK_BYTES + d for d in (-1, 0, 1)] + [2 * BLOCK_BYTES, 2 * BLOCK_BYTES + 7]),
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(lengths=st.lists(sizes, max_size=6), jobs=st.integers(1, 3))
+def test_any_writes_give_one_member(lengths: list[int], jobs: int) -> None:
+    pieces = [NOISE[start : start + length] for start, length in enumerate(lengths)]
+    data = deflate(pieces, jobs)
+    expected = b"".join(pieces)
+    member = zlib.decompressobj(31)
+    assert member.decompress(data) == expected
+    assert member.eof
+    assert member.unused_data == b""
+    assert gzip.decompress(data) == expected
+
+
+def test_gzip_itself_accepts_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(deflate([NOISE, bytes(BLOCK_BYTES + 5)]))
+    subprocess.run(["gzip", "-t", path], check=True, timeout=LIMIT_SECONDS)
+
+
+def test_equal_input_gives_equal_output() -> None:
+    pieces = [NOISE[:BLOCK_BYTES], b"text " * 300_000]
+    assert deflate(pieces, jobs=1) == deflate([b"".join(pieces)], jobs=4)
+
+
+def test_memory_may_change_after_the_write() -> None:
+    buffer = bytearray(b"a" * 100)
+    sink = Sink()
+    with ThreadPoolExecutor(2) as pool:
+        writer = GzipWriter(sink, pool, 4)
+        for letter in b"abc":
+            buffer[:] = bytes([letter]) * 100
+            writer.write(memoryview(buffer))
+        buffer[:] = b"x" * 100
+        writer.close()
+    assert gzip.decompress(bytes(sink.data)) == b"a" * 100 + b"b" * 100 + b"c" * 100
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_buffers_of_a_pickler_are_taken_in_any_order(order: Any) -> None:
+    array = np.asarray(np.arange(600_000, dtype=np.float32).reshape(600, 1000), order=order)
+    sink = Sink()
+    meter = Meter(lambda *_: None, Phase.SAVE, 1)
+    with ThreadPoolExecutor(2) as pool:
+        writer = GzipWriter(sink, pool, 4)
+        pickled = divide_conquer._PickleSink(writer, meter)
+        pickle.Pickler(pickled, 5).dump([array, pickle.PickleBuffer(array.data), b"small"])
+        writer.close()
+    data = gzip.decompress(bytes(sink.data))
+    assert len(data) == pickled.n_bytes
+    np.testing.assert_array_equal(pickle.loads(data)[0], array)
+
+
+class FullDisk:
+    """A real device that is always full, from the n-th write on."""
+
+    def __init__(self, good_writes: int) -> None:
+        self._good_writes = good_writes
+
+    def write(self, data: Any, /) -> None:
+        self._good_writes -= 1
+        if self._good_writes < 0:
+            with open("/dev/full", "wb", buffering=0) as full:
+                full.write(data)
+
+
+@pytest.mark.parametrize("good_writes", [1, 2, 4, 6])
+def test_full_disk_reaches_the_caller(good_writes: int) -> None:
+    before = threading.active_count()
+    with pytest.raises(OSError, match="No space left"), ThreadPoolExecutor(2) as pool:
+        writer = GzipWriter(FullDisk(good_writes), pool, 4)
+        for _ in range(4):
+            writer.write(memoryview(NOISE)[:BLOCK_BYTES])
+        writer.close()
+    assert threading.active_count() == before
+
+
+def test_error_of_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A level that the library refuses: the error is its own, raised in the worker.
+    monkeypatch.setattr(divide_conquer, "_DEFLATE_SETTINGS", ((77, 0), (77, 0)))
+    before = threading.active_count()
+    with pytest.raises(Exception, match=r"(?i)level|initialization|option"):
+        deflate([NOISE])
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+class TestReading:
+    def test_members_and_zeros_after_them(self, tmp_path: Path, ahead: bool) -> None:
+        path = tmp_path / "a"
+        parts = [gzip.compress(b"one"), gzip.compress(b""), gzip.compress(NOISE), bytes(600_000)]
+        path.write_bytes(b"".join(parts))
+        assert read_back(path, ahead=ahead) == b"one" + NOISE
+
+    @pytest.mark.parametrize("junk", [b"x", b"\x1f", b"junk" * 9, b"\0\0junk"])
+    def test_junk_after_a_member_is_an_error(
+        self, tmp_path: Path, ahead: bool, junk: bytes
+    ) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(gzip.compress(b"one") + junk)
+        with pytest.raises((*divide_conquer.GZIP_ERRORS, EOFError)):
+            read_back(path, ahead=ahead)
+
+    def test_every_flipped_byte_of_the_end_is_an_error(self, tmp_path: Path, ahead: bool) -> None:
+        path = tmp_path / "a"
+        data = gzip.compress(NOISE[:5000])
+        for position in range(-8, 0):
+            damaged = bytearray(data)
+            damaged[position] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises(divide_conquer.GZIP_ERRORS):
+                read_back(path, ahead=ahead)
+
+    def test_every_cut_is_an_error(self, tmp_path: Path, ahead: bool) -> None:
+        path = tmp_path / "a"
+        data = gzip.compress(b"some text " * 50)
+        for length in range(2, len(data)):
+            path.write_bytes(data[:length])
+            with pytest.raises(EOFError):
+                read_back(path, ahead=ahead)
+
+    def test_reading_half_leaves_no_thread(self, tmp_path: Path, ahead: bool) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(gzip.compress(NOISE * 5, 1))
+        before = threading.active_count()
+        with open_stream(TrackedFile(path, len), ahead=ahead) as stream:
+            assert stream.read(10) == NOISE[:10]
+        assert threading.active_count() == before
+
+
+def text_like(rng: random.Random) -> bytes:
+    words = [f"token{i}" for i in range(500)]
+    records = [
+        {
+            "question_id": f"q_{i}",
+            "tokens": [rng.randrange(32_000) for _ in range(50)],
+            "tokens_decoded": rng.choices(words, k=50),
+        }
+        for i in range(4000)
+    ]
+    return pickle.dumps(records)
+
+
+def deflate_at(data: bytes, level: int) -> int:
+    return len(gzip.compress(data, level))
+
+
+def test_size_on_tensors_is_that_of_level_9() -> None:
+    shape = {"layers": 4, "hidden": 4096, "heads": 32, "tokens": 50}
+    data = pickle.dumps(make_trace(np.random.default_rng(0), "q", **shape))
+    assert len(deflate([data])) <= 1.005 * deflate_at(data, 9)
+
+
+def test_size_on_text_is_near_that_of_level_6() -> None:
+    data = text_like(random.Random(0))
+    with_isal = divide_conquer.deflate_library is not zlib
+    assert len(deflate([data])) <= (1.10 if with_isal else 1.05) * deflate_at(data, 6)
+
+
+@pytest.fixture
+def without_isal(tmp_path: Path) -> Iterator[list[str]]:
+    """The command that runs the script where isal cannot be imported."""
+    prelude = f"import runpy, sys; sys.modules['isal'] = None; sys.argv[0] = {str(SCRIPT)!r}; "
+    yield [sys.executable, "-c", prelude + "runpy.run_path(sys.argv[0], run_name='__main__')"]
+
+
+def test_without_isal_the_script_works(tmp_path: Path, without_isal: list[str]) -> None:
+    source = tmp_path / "a.pkl"
+    source.write_bytes(pickle.dumps([NOISE, b"text" * 900_000, 3]))
+    options = ["-i", str(source), "-o", str(tmp_path / "out"), "-n", "2"]
+    done = subprocess.run(
+        [*without_isal, *options], cwd=ROOT, capture_output=True, timeout=LIMIT_SECONDS
+    )
+    assert done.returncode == 0, done.stderr
+    with gzip.open(tmp_path / "out" / "a_sub0000.pkl.gz") as file:
+        assert pickle.load(file) == [NOISE, b"text" * 900_000]
+
+
+def test_ctrl_c_while_blocks_are_queued_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "a.pkl"
+    source.write_bytes(pickle.dumps([NOISE] * 8))
+    before = threading.active_count()
+
+    def progress(phase: Phase, done: int, expected: int) -> None:
+        if phase is Phase.SAVE and done > 2 * BLOCK_BYTES:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        divide_conquer.split_file(source, tmp_path / "out", progress=progress, jobs=3)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert threading.active_count() == before
+
+
+def test_jobs_are_the_usable_processors_by_default() -> None:
+    assert 1 <= divide_conquer.usable_processors() <= 10_000
+    help_text = io.StringIO()
+    divide_conquer._make_parser().print_help(help_text)
+    assert re.search(r"--jobs.*\s+hilos", help_text.getvalue())

@@ -1,0 +1,371 @@
+"""--low-memory: the sub-batches of the default mode, but nothing of the file is ever loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import pickle
+import pickletools
+import random
+import re
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LIMIT_SECONDS, command, load, load_set, names, split, write_batch
+from graphs import make_traces
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+import divide_conquer
+from divide_conquer import IndexedBatch, LoadError
+
+pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+RECURSIVE_LIMIT = "sus referencias recursivas no se pueden copiar"
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: Any, /) -> None:
+        self.data += data
+
+
+def split_bytes(data: bytes, n: int) -> list[bytes]:
+    """Split a pickle in memory, by the functions that the command line uses."""
+
+    @contextlib.contextmanager
+    def open_stream() -> Iterator[io.BufferedReader[Any]]:
+        yield io.BufferedReader(io.BytesIO(data))
+
+    batch = IndexedBatch(open_stream, Path("batch.pkl"), n)
+    parts = []
+    done = 0
+    while done < batch.n_traces:
+        sink = Sink()
+        done += batch.dump_next(sink)
+        parts.append(bytes(sink.data))
+    batch.close()
+    return parts
+
+
+def dump_python(value: object, protocol: int) -> bytes:
+    file = io.BytesIO()
+    pickle._Pickler(file, protocol).dump(value)
+    return file.getvalue()
+
+
+def dump_optimized(value: object, protocol: int) -> bytes:
+    return pickletools.optimize(pickle.dumps(value, protocol))
+
+
+def opcodes(data: bytes) -> list[tuple[str, Any]]:
+    """Return opcodes and arguments, FRAMEs aside."""
+    return [(op.name, arg) for op, arg, _ in pickletools.genops(data) if op.name != "FRAME"]
+
+
+PICKLERS: dict[str, Callable[[object, int], bytes]] = {
+    "c": pickle.dumps,
+    "python": dump_python,
+    "optimized": dump_optimized,
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("pickler", PICKLERS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 5))
+def test_values_and_their_sharing_are_equal(pickler: str, protocol: int, seed: int, n: int) -> None:
+    traces = make_traces(random.Random(seed), recursive=True)
+    try:
+        data = PICKLERS[pickler](traces, protocol)
+        source = pickle.loads(data)
+    except Exception:
+        event("not picklable")
+        return
+    try:
+        parts = split_bytes(data, n)
+    except LoadError as error:
+        assert error.problem == RECURSIVE_LIMIT
+        event("too recursive")
+        return
+    assert len(parts) == -(-len(traces) // n)
+    for number, part in enumerate(parts):
+        expected = pickle.dumps(source[number * n : (number + 1) * n], 5)
+        assert pickle.dumps(pickle.loads(part), 5) == expected
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 5))
+def test_opcodes_are_those_of_pickle_dumps(protocol: int, seed: int, n: int) -> None:
+    traces = make_traces(random.Random(seed), recursive=False)
+    try:
+        data = pickle.dumps(traces, protocol)
+    except TypeError:
+        event("slots need protocol 2")
+        return
+    for number, part in enumerate(split_bytes(data, n)):
+        expected = pickle.dumps(traces[number * n : (number + 1) * n], protocol)
+        assert opcodes(part) == opcodes(expected)
+
+
+@pytest.mark.parametrize("n", [1, 7, 999, 1000, 1001, 2500])
+@pytest.mark.parametrize("protocol", range(6))
+def test_long_lists_keep_the_groups_of_a_pickler(protocol: int, n: int) -> None:
+    shared = [f"name {i}" for i in range(400)]  # more memo ids than BINGET can name
+    traces = [[shared[i % 400], i, shared[(i * 7) % 400]] for i in range(2500)]
+    parts = split_bytes(pickle.dumps(traces, protocol), n)
+    for number in (0, len(parts) // 2, len(parts) - 1):
+        expected = pickle.dumps(traces[number * n : (number + 1) * n], protocol)
+        assert opcodes(parts[number]) == opcodes(expected)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pkl.gz"])
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_command_line_gives_what_the_default_mode_gives(
+    tmp_path: Path, suffix: str, protocol: int
+) -> None:
+    common = ["shared", 1.5]
+    traces = [{"q": i, "common": common, "big": os.urandom(90_000)} for i in range(7)]
+    source = write_batch(tmp_path / f"a{suffix}", traces, protocol)
+    reports = []
+    for folder, mode in (("default", []), ("low", ["--low-memory"])):
+        done = split("-i", source, "-o", tmp_path / folder, "-n", 3, *mode)
+        assert (done.returncode, done.stderr) == (0, "")
+        reports.append(done.stdout.split(",")[0])
+    assert reports[0] == reports[1] == f"a{suffix}: 7 traces → 3 sub-batches"
+    assert names(tmp_path / "low") == names(tmp_path / "default")
+    assert load_set(tmp_path / "low", "a") == load_set(tmp_path / "default", "a")
+
+
+def memoized_text(protocol: int) -> bytes:
+    return pickle.dumps([["a\nb\\c\udcff", -(2**80), 0.1, "á"]] * 3, protocol)
+
+
+HARD_CASES = [
+    pytest.param(memoized_text(0), id="text-opcodes"),
+    pytest.param(b"(lp0\nPsome id\na(Pother\nta.", id="persistent-id-text"),
+    pytest.param(b"\x80\x02]q\x00(X\x02\x00\x00\x00idQK\x02e.", id="persistent-id"),
+    pytest.param(b"\x80\x02](\x82\x01\x83\x01\x01\x84\x01\x00\x00\x00e.", id="extension-codes"),
+    pytest.param(b"\x80\x03](c__main__\nSe\xc3\xb1al\nq\x05h\x05e.", id="global-not-ascii"),
+    pytest.param(b"](K\x01(imodule\nname\n(cmodule\nname\nK\x02oe.", id="inst-and-obj"),
+    pytest.param(b"\x80\x02]q\x01(U\x01aq\x02h\x02h\x02e.", id="python-2-memo-from-1"),
+]
+
+
+@pytest.mark.parametrize("data", HARD_CASES)
+def test_hard_case_keeps_all_opcodes(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.pkl").write_bytes(data)
+    options = ["-n", "100", "--low-memory", "--no-compress"]
+    done = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    copied = (tmp_path / "out" / "a_sub0000.pkl").read_bytes()
+    skipped = ("PUT", "BINPUT", "GET", "BINGET")  # renumbered
+
+    def without_numbers(pickled: bytes) -> list[tuple[str, Any]]:
+        text = pickled.replace("Señal".encode(), b"Senal")  # genops cannot read it
+        return [(name, None if name in skipped else arg) for name, arg in opcodes(text)]
+
+    assert without_numbers(copied) == without_numbers(data)
+
+
+class Writer:
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_code_in_the_file_does_not_run(tmp_path: Path, protocol: int) -> None:
+    mark = tmp_path / "mark"
+    source = write_batch(tmp_path / "a.pkl.gz", [Writer(mark), 2], protocol)
+    done = split("-i", source, "-o", tmp_path / "out", "-n", 1, "--low-memory")
+    assert done.returncode == 0
+    assert not mark.exists()
+    load(tmp_path / "out" / "a_sub0000.pkl.gz")
+    assert mark.exists()
+
+
+def test_modules_that_do_not_exist_are_not_needed(tmp_path: Path) -> None:
+    data = b"\x80\x04](\x8c\x0bno_such_modX\x04\x00\x00\x00Name\x93)\x81}b\x8c\x01xe."
+    (tmp_path / "a.pkl").write_bytes(data)
+    default = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out")
+    assert default.returncode == 1
+    assert "no_such_mod" in default.stderr
+    assert "--low-memory" in default.stderr
+    low = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", "-n", 1, "--low-memory")
+    assert low.returncode == 0
+    assert len(names(tmp_path / "out")) == 2
+
+
+def cyclic() -> list[Any]:
+    traces: list[Any] = [[1]]
+    traces[0].append(traces)
+    return traces
+
+
+REFUSED = [
+    pytest.param(pickle.dumps((1, 2)), "objeto tuple.*\n.*\n.*sin --low-memory", id="tuple"),
+    pytest.param(pickle.dumps({"a": 1}), "objeto dict", id="dict"),
+    pytest.param(pickle.dumps("text"), "objeto str", id="str"),
+    pytest.param(pickle.dumps(5), "objeto int", id="int"),
+    pytest.param(pickle.dumps(None), "objeto None", id="none"),
+    pytest.param(pickle.dumps({1}), "objeto set", id="set"),
+    pytest.param(pickle.dumps(OSError(1)), "objeto de otra clase", id="other-class"),
+    pytest.param(pickle.dumps([]), "vacía", id="empty-list"),
+    pytest.param(
+        pickle.dumps(cyclic()), "lista entera(.*\n)+.*sin --low-memory", id="refers-to-list"
+    ),
+    pytest.param(b"\x80\x05](\x97e.", "búferes externos", id="next-buffer"),
+    pytest.param(b"\x80\x05](K\x01\x98e.", "búferes externos", id="readonly-buffer"),
+    pytest.param(b"](K\x012e.", "no se pueden copiar", id="dup"),
+    pytest.param(pickle.dumps([1]) * 2, "más datos", id="two-pickles"),
+    pytest.param(gzip.compress(pickle.dumps([1])) * 2, "más datos", id="two-members"),
+    pytest.param(pickle.dumps([1]) + b"x", "más datos", id="trailing-byte"),
+    pytest.param(b"](\x8e" + struct.pack("<Q", 2**50) + b"xe.", "truncado", id="lying-bytes"),
+    pytest.param(b"](\x8d" + struct.pack("<Q", 2**50) + b"xe.", "truncado", id="lying-text"),
+    pytest.param(b"](\x96" + struct.pack("<Q", 2**63) + b"xe.", "truncado", id="lying-bytearray"),
+    pytest.param(b"](\x8b\xff\xff\xff\x7fxe.", "truncado", id="lying-long"),
+    pytest.param(b"](\xfee.", "dañado", id="unknown-opcode"),
+    pytest.param(b"]K\x01\x86.", "dañado|de otra|tuple", id="list-in-a-tuple"),
+    pytest.param(b"](\x85e.", "dañado", id="stack-underflow"),
+    pytest.param(b"0].", "dañado", id="pop-of-nothing"),
+    pytest.param(b"](h\x07e.", "dañado", id="undefined-memo-id"),
+    pytest.param(b"](K\x01q\x01K\x02q\x01e.", "dañado", id="memo-id-twice"),
+    pytest.param(b"]K\x01e.", "dañado", id="no-mark"),
+    pytest.param(b"](K\x01.", "dañado", id="mark-left"),
+    pytest.param(b"\x80\x63](K\x01e.", "dañado", id="unknown-protocol"),
+]
+
+
+@pytest.mark.parametrize(("data", "expected"), REFUSED)
+def test_what_cannot_be_split_is_one_clear_error(
+    tmp_path: Path, data: bytes, expected: str
+) -> None:
+    (tmp_path / "a.pkl").write_bytes(data)
+    done = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", "--low-memory")
+    assert done.returncode == 1
+    assert re.search(expected, done.stderr)
+    assert done.stderr.count("ERROR") == 1
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == []
+    assert (tmp_path / "a.pkl").read_bytes() == data
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_truncation_is_refused(protocol: int) -> None:
+    data = pickle.dumps([{"a": "b", "c": [1.5, "b"]}, ("b", b"bytes")], protocol)
+    for stop in range(1, len(data)):
+        with pytest.raises(LoadError):
+            split_bytes(data[:stop], 1)
+
+
+class SafeUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} is not loaded in a test")
+
+
+def load_safely(data: bytes) -> Any:
+    file = io.BytesIO(data)
+    value = SafeUnpickler(file).load()
+    if file.read(1):
+        raise pickle.UnpicklingError("more data")
+    return value
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_mutated_pickle_is_refused_or_split_as_it_loads(protocol: int) -> None:
+    rng = random.Random(protocol)
+    shared = ["shared", 7]
+    base = pickle.dumps(
+        [{"a": shared, "b": (1, 2.5, None)}, [shared, "text", True], {"c": "text"}, 300], protocol
+    )
+    outcomes = {"refused": 0, "split": 0, "equal": 0}
+    for _ in range(600):
+        data = bytearray(base)
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(len(data))] = rng.choice(b"\x00\x85\x94.(0eabhjq\x8c]}t" + base)
+        try:
+            parts = split_bytes(bytes(data), 2)
+        except LoadError:
+            outcomes["refused"] += 1
+            continue
+        outcomes["split"] += 1
+        try:
+            source = load_safely(bytes(data))
+        except Exception:
+            continue  # nothing to compare with
+        together = [trace for part in parts for trace in load_safely(part)]
+        assert repr(together) == repr(source)
+        outcomes["equal"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+def peak_mib(report: str) -> float:
+    found = re.search(r"memoria máxima ([\d.]+)MB", report)
+    assert found, report
+    return float(found[1])
+
+
+def test_memory_stays_small_where_the_batch_is_large(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    block = rng.randbytes(1 << 20)
+    traces = [{"n": i, "states": [block[j:] + block[:j] for j in range(16)]} for i in range(12)]
+    source = write_batch(tmp_path / "a.pkl", traces)
+    options = ["-i", source, "-n", 3, "-j", 2]
+    default = split(*options, "-o", tmp_path / "default")
+    low = split(*options, "-o", tmp_path / "low", "--low-memory")
+    assert peak_mib(default.stdout) > 180
+    assert peak_mib(low.stdout) < 96
+
+
+def test_lying_length_allocates_nothing(tmp_path: Path) -> None:
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+    source = tmp_path / "a.pkl"
+    source.write_bytes(b"](\x8e" + struct.pack("<Q", 2**50) + b"xe.")
+    done = split("-i", source, "-o", tmp_path / "out", "--low-memory", preexec_fn=limit)
+    assert done.returncode == 1
+    assert "truncado" in done.stderr
+
+
+def test_damage_after_the_index_is_a_load_error(tmp_path: Path) -> None:
+    """The source is truncated in place between the two passes."""
+    source = write_batch(tmp_path / "a.pkl", [os.urandom(3 << 20) for _ in range(4)])
+    size = source.stat().st_size
+
+    def progress(phase: divide_conquer.Phase, done: int, expected: int) -> None:
+        if phase is divide_conquer.Phase.SAVE and done == 0:
+            os.truncate(source, size // 2)
+
+    with pytest.raises(LoadError, match="cambió mientras se leía"):
+        divide_conquer.split_file(
+            source, tmp_path / "out", traces_per_batch=1, low_memory=True, progress=progress
+        )
+    assert names(tmp_path / "out") == []
+
+
+def test_larger_than_the_memory_is_said_before_loading(tmp_path: Path) -> None:
+    source = tmp_path / "a.pkl"
+    with source.open("wb") as file:
+        file.truncate(1 << 42)  # sparse
+    process = subprocess.run(
+        command("-i", source, "-o", tmp_path / "out"),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=LIMIT_SECONDS,
+    )
+    assert process.returncode == 1
+    assert re.search("AVISO a.pkl: ocupa 4.00TB.*--low-memory", process.stderr)

@@ -1,0 +1,190 @@
+"""README.md tells the truth: its commands run, its tables are those of the script."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import (
+    LIMIT_SECONDS,
+    ROOT,
+    SCRIPT,
+    environment,
+    load_set,
+    names,
+    snapshot,
+    write_batch,
+)
+from readme import README, blocks, project_copy, run_block
+
+import divide_conquer
+
+pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+
+TEXT = README.read_text(encoding="utf-8")
+CI = ROOT / ".ci" / "run"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a copy of the project with two batches of 300 traces in traces_data/."""
+    folder = project_copy(tmp_path / "project")
+    for number in range(2):
+        traces = [{"question_id": f"{number}:{i}"} for i in range(300)]
+        write_batch(folder / "traces_data" / f"batch_000{number}.pkl.gz", traces)
+    return folder
+
+
+# Commands
+
+
+USAGE = [b.text for b in blocks("bash") if b.marker is None and "parallel" not in b.text]
+
+
+@pytest.mark.parametrize("command", USAGE, ids=lambda text: text.split("split/")[-1].strip())
+def test_every_usage_example_does_what_it_says(project: Path, command: str) -> None:
+    assert re.fullmatch(r"python divide_conquer\.py [^\n]*\n", command)
+    before = snapshot(project / "traces_data")
+    done = run_block(command, project)
+    subs = load_set(project / "traces_data_split", "batch_0000")
+    assert snapshot(project / "traces_data") == before
+    if "--dry-run" in command:
+        assert done.returncode == 0 and subs == []
+    elif "--delete-original" in command:  # asks, and there is no terminal here
+        assert done.returncode == 1 and subs == []
+        assert "necesita confirmación y aquí no hay terminal para pedirla" in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        sizes = [100] * 3 if "--traces-per-batch 100" in command else [250, 50]
+        assert [len(sub) for sub in subs] == sizes
+
+
+def test_every_shell_command_is_run_by_a_test_or_by_ci() -> None:
+    by_ci = set(re.findall(r"\$\(readme_command (\w+)\)", CI.read_text(encoding="utf-8")))
+    marked = [b.marker for b in blocks("bash") if b.marker]
+    assert sorted(by_ci) == sorted(marked)
+    by_cluster = [b for b in blocks("bash") if b.marker is None and "parallel" in b.text]
+    assert len(by_cluster) == 2  # tests/test_cluster.py
+    assert len(blocks("slurm")) == 1
+    assert len(USAGE) == 9
+    assert len(re.findall(r"^```\w", TEXT, re.MULTILINE)) == sum(
+        len(blocks(name)) for name in ("bash", "slurm", "python", "console", "text", "mermaid")
+    )
+
+
+def test_the_loader_reads_every_trace_in_order(project: Path) -> None:
+    (project / "traces_data_split").mkdir()
+    run_block("python divide_conquer.py -i traces_data -o traces_data_split -n 70", project)
+    (loader,) = [b.text for b in blocks("python") if "class Traces" in b.text]
+    check = """
+expected = [f"{number}:{i}" for number in range(2) for i in range(300)]
+assert [traces[i]["question_id"] for i in range(len(traces))] == expected
+assert [trace["question_id"] for trace in traces] == expected
+assert traces.cargar.cache_info().currsize == 2
+"""
+    (project / "loader.py").write_text(loader + check, encoding="utf-8")
+    done = run_block("python loader.py", project)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "600 0:0\n")
+
+
+def test_the_python_call_works(project: Path) -> None:
+    (call,) = [b.text for b in blocks("python") if "SplitError" in b.text]
+    (project / "call.py").write_text(call, encoding="utf-8")
+    env = environment(PYTHONUTF8="1")
+    done = run_block("python call.py", project, env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "300 traces en 3 archivos;" in done.stdout and "save: " in done.stdout
+    assert len(names(project / "traces_data_split")) == 3
+    (project / "traces_data" / "batch_0000.pkl.gz").write_bytes(b"damaged")
+    done = run_block("rm -r traces_data_split; python call.py", project, env)
+    assert "Qué hacer:" in done.stdout
+
+
+# Options
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the rows of the first table below a heading, without those that name columns."""
+    section = TEXT.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in section.splitlines()
+        if line.startswith("|")
+    ]
+    return rows[2:]
+
+
+def code_spans(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_table_of_options_is_that_of_the_parser() -> None:
+    actions = divide_conquer._make_parser()._actions
+    listed = [code_spans(row[0]) for row in table("Opciones")]
+    assert listed == [list(action.option_strings) for action in actions]
+
+
+def test_every_option_in_the_text_exists() -> None:
+    known = {o for action in divide_conquer._make_parser()._actions for o in action.option_strings}
+    lines = [line for b in blocks("bash") for line in b.text.replace("\\\n", " ").splitlines()]
+    for line in lines:
+        if "divide_conquer.py" in line:
+            own = line.split("divide_conquer.py", 1)[1].split(":::")[0]
+            assert set(re.findall(r"(?<= )-{1,2}[a-z][\w-]*", own)) <= known
+
+
+def test_exit_codes_are_told() -> None:
+    assert all(f"**{code}**" in TEXT for code in (0, 1, 2, 130, 143))
+
+
+# Messages
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """Yield every literal text, those of f-strings in pieces."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.split(r"\{\w*\}", node.value)
+
+
+MODULE = ast.parse(SCRIPT.read_text(encoding="utf-8"))
+LITERALS = list(texts(MODULE))
+PROBLEMS = table("Problemas")
+
+
+def test_every_message_of_troubleshooting_is_one_of_the_script() -> None:
+    quoted = [s for row in PROBLEMS for s in code_spans(row[0]) if not s.startswith((".", "-"))]
+    assert len(quoted) > 40
+    assert [s for s in quoted if not any(s in literal for literal in LITERALS)] == []
+
+
+RAISING = {"LoadError", "OutputError", "SaveError", "ValidationError", "_Reason", "refuse"}
+
+
+def messages() -> Iterator[list[str]]:
+    """Yield the literal pieces of the problem that each error of the script tells."""
+    for node in ast.walk(MODULE):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            problem = node.args[0 if name == "refuse" else 1 :][:1]
+            if (
+                name in RAISING
+                and problem
+                and isinstance(problem[0], (ast.Constant, ast.JoinedStr))
+            ):
+                yield [piece.strip(" (),:;«»") for piece in texts(problem[0])]
+
+
+def test_every_error_of_the_script_is_in_troubleshooting() -> None:
+    told = [span for row in PROBLEMS for cell in row for span in code_spans(cell)]
+    found = list(messages())
+    assert len(found) > 20
+    missing = [
+        pieces
+        for pieces in found
+        if not any(span in piece or piece in span for span in told for piece in pieces if piece)
+    ]
+    assert missing == []

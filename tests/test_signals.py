@@ -1,0 +1,237 @@
+"""Ctrl-C and SIGTERM in each phase, through real processes that wait for the signal there."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import (
+    LIMIT_SECONDS,
+    command,
+    load,
+    load_set,
+    names,
+    pickled_call,
+    pickled_list,
+    pickled_value,
+    snapshot,
+    split,
+    split_on_terminal,
+    write_batch,
+    write_module,
+)
+
+# A trace that is loaded once from the source, saved once and loaded again for validation; in the
+# phase that its state names it creates the file "reached" and waits for the file "go".
+MODULE = """
+import pathlib, time
+
+loads = 0
+
+
+def rebuild(folder, phase):
+    global loads
+    loads += 1
+    if phase == {1: "load", 2: "validate"}.get(loads):
+        wait(folder)
+    return Waiting(folder, phase)
+
+
+def wait(folder):
+    pathlib.Path(folder, "reached").touch()
+    deadline = time.monotonic() + 30
+    while not pathlib.Path(folder, "go").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+class Waiting:
+    def __init__(self, folder, phase):
+        self.state = folder, phase
+
+    def __reduce__(self):
+        if self.state[1] == "save":
+            wait(self.state[0])
+        return rebuild, self.state
+"""
+
+pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+
+ALL_NAMES = [
+    "a_sub0000.pkl.gz",
+    "a_sub0001.pkl.gz",
+    "b_sub0000.pkl.gz",
+    "b_sub0001.pkl.gz",
+    "c_sub0000.pkl.gz",
+]
+PHASES = ["load", "save", "validate"]
+SIGNALS = [
+    pytest.param(signal.SIGINT, 130, id="sigint"),
+    pytest.param(signal.SIGTERM, 143, id="sigterm"),
+]
+
+
+class Scene(NamedTuple):
+    """Two good batches with one that waits between them, and the environment to load it."""
+
+    folder: Path
+    source: Path
+    output: Path
+    env: dict[str, str]
+
+    def args(self, *more: object) -> tuple[object, ...]:
+        return ("-i", self.source, "-o", self.output, "-n", 2, *more)
+
+
+def make_scene(tmp_path: Path, phase: str) -> Scene:
+    source = tmp_path / "in"
+    write_batch(source / "a.pkl.gz", [1, 2, 3])
+    waiting = pickled_call("waiting", "rebuild", str(tmp_path), phase)
+    (source / "b.pkl").write_bytes(pickled_list(*map(pickled_value, (1, 2, 3)), waiting))
+    write_batch(source / "c.pkl", [4])
+    env = write_module(tmp_path / "modules", "waiting", MODULE)
+    return Scene(tmp_path, source, tmp_path / "out", env)
+
+
+@contextlib.contextmanager
+def started(scene: Scene, *more: object, ignored: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """Start the script and return once it waits in its phase."""
+    process = subprocess.Popen(
+        command(*scene.args(*more)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=scene.env,
+        preexec_fn=ignore_sigint if ignored else None,
+    )
+    try:
+        deadline = time.monotonic() + LIMIT_SECONDS / 2
+        while not (scene.folder / "reached").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ignore_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def send_and_let_go(
+    process: subprocess.Popen[str], scene: Scene, *numbers: signal.Signals
+) -> tuple[str, str]:
+    """Send the signals before the wait ends, so that they arrive within the phase."""
+    for number in numbers:
+        process.send_signal(number)
+    (scene.folder / "go").touch()
+    return process.communicate(timeout=LIMIT_SECONDS / 2)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("number", "returncode"), SIGNALS)
+def test_signal_undoes_the_batch_and_a_second_run_finishes(
+    tmp_path: Path, phase: str, number: signal.Signals, returncode: int
+) -> None:
+    scene = make_scene(tmp_path, phase)
+    before = snapshot(scene.source)
+    with started(scene, "--delete-original", "--yes") as process:
+        parts = [name for name in names(scene.output) if name.startswith("b_")]
+        stdout, stderr = send_and_let_go(process, scene, number)
+    suffix = ".pkl.gz.part"
+    assert (
+        parts
+        == {
+            "load": [],
+            "save": [f"b_sub0000{suffix}", f"b_sub0001{suffix}"],
+            "validate": [f"b_sub0000{suffix}", f"b_sub0001{suffix}"],
+        }[phase]
+    )
+    assert process.returncode == returncode
+    assert "Interrumpido" in stderr
+    assert "Qué hacer: repite el comando con --skip-existing" in stderr
+    assert "Traceback" not in stderr
+    assert "a.pkl.gz: 3 traces" in stdout
+    assert names(scene.output) == ["a_sub0000.pkl.gz", "a_sub0001.pkl.gz"]
+    del before["a.pkl.gz"]
+    assert snapshot(scene.source) == before
+
+    again = split(*scene.args("--skip-existing"), env=scene.env)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert names(scene.output) == ALL_NAMES
+    assert load_set(scene.output, "a") == [[1, 2], [3]]
+    assert load(scene.output / "b_sub0000.pkl.gz") == [1, 2]
+    assert load_set(scene.output, "c") == [[4]]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_sigint_ignored_at_the_start_stays_ignored(tmp_path: Path, phase: str) -> None:
+    scene = make_scene(tmp_path, phase)
+    with started(scene, ignored=True) as process:
+        _, stderr = send_and_let_go(process, scene, signal.SIGINT)
+    assert (process.returncode, stderr) == (0, "")
+    assert names(scene.output) == ALL_NAMES
+
+
+def test_sigterm_is_noticed_where_sigint_is_ignored(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, "save")
+    with started(scene, ignored=True) as process:
+        send_and_let_go(process, scene, signal.SIGINT, signal.SIGTERM)
+    assert process.returncode == 143
+    assert names(scene.output) == ALL_NAMES[:2]
+
+
+def test_repeated_signals_do_not_break_the_clean_up(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, "save")
+    with started(scene) as process:
+        _, stderr = send_and_let_go(process, scene, *[signal.SIGINT] * 5, signal.SIGTERM)
+    assert process.returncode in (130, 143)
+    assert "Traceback" not in stderr
+    assert names(scene.output) == ALL_NAMES[:2]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_run_is_cleared_by_the_next(tmp_path: Path, phase: str) -> None:
+    scene = make_scene(tmp_path, phase)
+    before = snapshot(scene.source)
+    with started(scene) as process:
+        process.kill()
+        process.wait(LIMIT_SECONDS)
+        assert "b.lock.part" in names(scene.output)
+    (scene.folder / "go").touch()
+    assert snapshot(scene.source) == before
+    again = split(*scene.args("--skip-existing"), env=scene.env)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert names(scene.output) == ALL_NAMES
+    assert snapshot(scene.source) == before
+
+
+def test_second_process_on_the_same_batch_fails_at_once(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, "save")
+    with started(scene) as process:
+        second = split("-i", scene.source / "b.pkl", "-o", scene.output, env=scene.env)
+        _, stderr = send_and_let_go(process, scene)
+    assert second.returncode == 1
+    assert "b.pkl: otro proceso lo está dividiendo" in second.stderr
+    assert (process.returncode, stderr) == (0, "")
+    assert names(scene.output) == ALL_NAMES
+
+
+def test_ctrl_c_at_the_question_does_nothing(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, "none")
+    before = snapshot(tmp_path)
+    done = split_on_terminal(
+        *scene.args("--delete-original"), answer=b"\x03", env=scene.env, controlling=True
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "Interrumpido" in done.terminal
+    assert "Traceback" not in done.terminal
+    assert snapshot(tmp_path) == before
