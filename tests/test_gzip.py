@@ -49,8 +49,8 @@ def deflate(pieces: list[bytes], jobs: int = 2) -> bytes:
     return bytes(sink.data)
 
 
-def read_back(path: Path, *, ahead: bool) -> bytes:
-    with open_stream(TrackedFile(path, len), ahead=ahead) as stream:
+def read_back(path: Path) -> bytes:
+    with open_stream(TrackedFile(path, len)) as stream:
         return b"".join(iter(lambda: stream.read(300_000), b""))
 
 
@@ -146,48 +146,39 @@ def test_error_of_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-class TestReading:
-    def test_members_and_zeros_after_them(self, tmp_path: Path, ahead: bool) -> None:
-        path = tmp_path / "a"
-        parts = [gzip.compress(b"one"), gzip.compress(b""), gzip.compress(NOISE), bytes(600_000)]
-        path.write_bytes(b"".join(parts))
-        assert read_back(path, ahead=ahead) == b"one" + NOISE
+def test_members_and_zeros_after_them(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    parts = [gzip.compress(b"one"), gzip.compress(b""), gzip.compress(NOISE), bytes(600_000)]
+    path.write_bytes(b"".join(parts))
+    assert read_back(path) == b"one" + NOISE
 
-    @pytest.mark.parametrize("junk", [b"x", b"\x1f", b"junk" * 9, b"\0\0junk"])
-    def test_junk_after_a_member_is_an_error(
-        self, tmp_path: Path, ahead: bool, junk: bytes
-    ) -> None:
-        path = tmp_path / "a"
-        path.write_bytes(gzip.compress(b"one") + junk)
-        with pytest.raises((*divide_conquer.GZIP_ERRORS, EOFError)):
-            read_back(path, ahead=ahead)
 
-    def test_every_flipped_byte_of_the_end_is_an_error(self, tmp_path: Path, ahead: bool) -> None:
-        path = tmp_path / "a"
-        data = gzip.compress(NOISE[:5000])
-        for position in range(-8, 0):
-            damaged = bytearray(data)
-            damaged[position] ^= 1
-            path.write_bytes(damaged)
-            with pytest.raises(divide_conquer.GZIP_ERRORS):
-                read_back(path, ahead=ahead)
+@pytest.mark.parametrize("junk", [b"x", b"\x1f", b"junk" * 9, b"\0\0junk"])
+def test_junk_after_a_member_is_an_error(tmp_path: Path, junk: bytes) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(gzip.compress(b"one") + junk)
+    with pytest.raises((*divide_conquer.GZIP_ERRORS, EOFError)):
+        read_back(path)
 
-    def test_every_cut_is_an_error(self, tmp_path: Path, ahead: bool) -> None:
-        path = tmp_path / "a"
-        data = gzip.compress(b"some text " * 50)
-        for length in range(2, len(data)):
-            path.write_bytes(data[:length])
-            with pytest.raises(EOFError):
-                read_back(path, ahead=ahead)
 
-    def test_reading_half_leaves_no_thread(self, tmp_path: Path, ahead: bool) -> None:
-        path = tmp_path / "a"
-        path.write_bytes(gzip.compress(NOISE * 5, 1))
-        before = threading.active_count()
-        with open_stream(TrackedFile(path, len), ahead=ahead) as stream:
-            assert stream.read(10) == NOISE[:10]
-        assert threading.active_count() == before
+def test_every_flipped_byte_of_the_end_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    data = gzip.compress(NOISE[:5000])
+    for position in range(-8, 0):
+        damaged = bytearray(data)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(divide_conquer.GZIP_ERRORS):
+            read_back(path)
+
+
+def test_every_cut_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    data = gzip.compress(b"some text " * 50)
+    for length in range(2, len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(EOFError):
+            read_back(path)
 
 
 def make_prose(rng: random.Random) -> list[str]:
