@@ -585,7 +585,12 @@ for _op in pickletools.opcodes:
     else:
         _LENGTH_BYTES[ord(_op.code)] = _LENGTH_ARGUMENTS[_op.arg.n]
 
-_SCALARS = frozenset(map(ord, "N\x88\x89JKMG"))  # None, booleans, BININT*, BINFLOAT: never memoized
+# None, booleans, BININT*, BINFLOAT: never memoized, and most of what stands in lists of numbers; so
+# a run of them is found at once.  Bounded, because a regular expression remembers each step.
+_SCALARS = frozenset(map(ord, "N\x88\x89JKMG"))
+_ANY_SCALAR = b"|".join(re.escape(b"%c" % code) + b"." * (_WIDTHS[code] - 1) for code in _SCALARS)
+_SCALAR = re.compile(_ANY_SCALAR, re.DOTALL)
+_SCALAR_RUN = re.compile(b"(?:%s){1,1000}" % _ANY_SCALAR, re.DOTALL)
 _GROUP_TRACES = 1000  # as many objects as a pickler writes between MARK and APPENDS
 _TOO_RECURSIVE = "sus referencias recursivas no se pueden copiar"
 _COPY_BUFFER_BYTES = 64 << 10
@@ -593,10 +598,13 @@ _LOOKAHEAD_BYTES = 32  # more than any opcode of fixed width, or any memo id in 
 
 
 class _Window:
-    """The bytes of a pickle from front to back: data[offset:] come next, data[0] is at base."""
+    """The bytes of a pickle from front to back: data[offset:] come next, data[0] is at base.
 
-    def __init__(self, stream: BinaryIO, position: int = 0) -> None:
-        self._stream = stream
+    read: gives the next bytes, at most as many as it is asked for, and none at the end.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], position: int = 0) -> None:
+        self._read = read
         self.data = b""
         self.offset = 0
         self.base = position
@@ -609,12 +617,20 @@ class _Window:
         """Return the next n_bytes without passing them; fewer where the pickle ends before."""
         if len(self.data) - self.offset < n_bytes:
             self.base += self.offset
-            self.data = self.data[self.offset :] + self._stream.read(BLOCK_BYTES)
+            self.data = self.data[self.offset :] + self._read(BLOCK_BYTES)
             self.offset = 0
         return self.data[self.offset : self.offset + n_bytes]
 
-    def take(self, n_bytes: int) -> Iterator[bytes]:
-        """Yield the next n_bytes in pieces; raise EOFError if they are not there."""
+    def take(self, n_bytes: int) -> Iterable[bytes]:
+        """Give the next n_bytes in pieces; raise EOFError if they are not there."""
+        end = self.offset + n_bytes
+        if end > len(self.data):
+            return self._take_pieces(n_bytes)
+        piece = self.data[self.offset : end]
+        self.offset = end
+        return (piece,)
+
+    def _take_pieces(self, n_bytes: int) -> Iterator[bytes]:
         while n_bytes > 0:
             piece = self.peek(1) and self.data[self.offset : self.offset + n_bytes]
             if not piece:
@@ -638,44 +654,50 @@ class _Window:
 
 
 def read_opcodes(window: _Window) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield code, start, end and argument of each opcode up to STOP; a run of scalars is one.
+    """Yield code, start, end and argument of each opcode up to STOP.
 
-    The argument is whole where it is a number.  No length is believed before its bytes have come.
+    The argument is whole where it is a number.  A run of scalars comes as its first code, with all
+    of the run as argument.  No length is believed before its bytes have come.
     pickletools.genops would decode the texts, which pickle.load takes, and is four times slower.
     Raises EOFError, or UnpicklingError for what is no opcode.
     """
     code = 0
+    safe_until = -1  # offset from which on an opcode may reach beyond the data of the window
     while code != _STOP:
-        if len(window.data) - window.offset < _LOOKAHEAD_BYTES and not window.peek(
-            _LOOKAHEAD_BYTES
-        ):
-            raise EOFError("the pickle has no end")
-        data, offset = window.data, window.offset
-        code, start = data[offset], window.base + offset
+        if window.offset > safe_until:
+            if not window.peek(_LOOKAHEAD_BYTES):
+                raise EOFError("the pickle has no end")
+            data, base = window.data, window.base
+            safe_until = len(data) - _LOOKAHEAD_BYTES
+        offset = window.offset
+        code = data[offset]
         width = _WIDTHS[code]
-        if code in _SCALARS:
-            last = min(offset + _GROUP_TRACES * width, len(data) - width + 1)
-            codes = data[offset:last:width]
-            width *= max(1, len(codes) - len(codes.lstrip(codes[:1])))
-            argument = b""
+        if code in _SCALARS and (run := _SCALAR_RUN.match(data, offset)):
+            argument = run[0]
+            width = len(argument)
         else:
             argument = data[offset + 1 : offset + (width or _LOOKAHEAD_BYTES)]
-        if not width and code in _LENGTH_BYTES:
-            length_bytes = _LENGTH_BYTES[code]
-            width = 1 + length_bytes + int.from_bytes(argument[:length_bytes], "little")
-        if width:
-            end = offset + width
-            if end <= len(data):
-                window.offset = end
-            else:
-                window.skip(width)
-        elif code in _N_LINES:
-            window.offset += 1
-            for _ in range(_N_LINES[code]):
-                window.skip_line()
+            if not width and code in _LENGTH_BYTES:
+                length_bytes = _LENGTH_BYTES[code]
+                width = 1 + length_bytes + int.from_bytes(argument[:length_bytes], "little")
+        if width and offset + width <= len(data):
+            window.offset = offset + width
         else:
-            raise pickle.UnpicklingError(f"código {code} desconocido en la posición {start}")
-        yield code, start, window.base + window.offset, argument
+            safe_until = -1  # the window moves on
+            _skip_slowly(window, code, width)
+        yield code, base + offset, window.base + window.offset, argument
+
+
+def _skip_slowly(window: _Window, code: int, width: int) -> None:
+    """Pass over an opcode that ends with a line, or where the data of the window does."""
+    if width:
+        window.skip(width)
+    elif code in _N_LINES:
+        window.offset += 1
+        for _ in range(_N_LINES[code]):
+            window.skip_line()
+    else:
+        raise pickle.UnpicklingError(f"código {code} desconocido en la posición {window.position}")
 
 
 _FETCHED = 1 << 62  # larger than any position: see PickleIndex._stack
@@ -721,7 +743,7 @@ class PickleIndex:
         self._popped_starts: dict[int, int] = {}
         try:
             _refuse_other_formats(stream, path)
-            self._walk(_Window(stream))
+            self._walk(_Window(stream.read))
         except SplitError:
             raise
         except (EOFError, OSError, ValueError, pickle.UnpicklingError, *GZIP_ERRORS) as error:
@@ -762,11 +784,12 @@ class PickleIndex:
     def _push(self, code: int, start: int, end: int, argument: bytes) -> None:
         if not self._stack:
             self._bottom = code
-        width = _WIDTHS[code]
-        if code in _SCALARS and end - start > width:
-            self._stack.extend(range(start, end, width))
-        else:
-            self._stack.append(start)
+        self._stack.append(start)
+
+    def _push_scalars(self, code: int, start: int, end: int, argument: bytes) -> None:
+        if not self._stack:
+            self._bottom = code
+        self._stack += [start + scalar.start() for scalar in _SCALAR.finditer(argument)]
 
     def _combine(self, code: int, start: int, end: int, argument: bytes) -> None:
         """One object from a fixed number of others."""
@@ -967,6 +990,8 @@ for _op in pickletools.opcodes:
         _handler = PickleIndex._put
     elif pickletools.markobject in _op.stack_before:
         _handler = PickleIndex._gather
+    elif ord(_op.code) in _SCALARS:
+        _handler = PickleIndex._push_scalars
     else:
         _handler = PickleIndex._combine if _op.stack_before else PickleIndex._push
     _HANDLERS[ord(_op.code)] = _handler
@@ -1063,36 +1088,7 @@ class _Shared:
         number = bisect_right(self._starts, start) - 1
         begin = self._starts[number]
         recorded = self._bytes[number][start - begin : stop - begin]
-        return _Window(io.BytesIO(recorded), start)
-
-
-class _RecordingWindow(_Window):
-    """The whole pickle, read once more; what is shared is kept as it passes.
-
-    Raises LoadError where the source cannot be read: other errors of a save are of its target.
-    """
-
-    def __init__(self, stream: BinaryIO, shared: _Shared, path: Path) -> None:
-        super().__init__(stream)
-        self._shared = shared
-        self._path = path
-
-    def peek(self, n_bytes: int) -> bytes:
-        try:
-            return super().peek(n_bytes)
-        except (EOFError, OSError, *GZIP_ERRORS) as error:
-            raise _load_error(self._path, error) from error
-
-    def take(self, n_bytes: int) -> Iterator[bytes]:
-        try:
-            for piece in super().take(n_bytes):
-                self._shared.record(self.position - len(piece), piece)
-                yield piece
-        except EOFError as error:
-            raise _load_error(self._path, error) from error
-
-    def skip(self, n_bytes: int) -> None:
-        collections.deque(self.take(n_bytes), maxlen=0)
+        return _Window(io.BytesIO(recorded).read, start)
 
 
 class _Copier:
@@ -1154,15 +1150,17 @@ class _Copier:
         begun = 0
         if not (index.explicit_puts or self._is_inlining):
             memo_id = sys.maxsize  # MEMOIZE names no number: what is only copied needs no look
-        while window.position < stop:
+        while (position := window.position) < stop:
             at_event = _item(index.event_positions, event, stop)
             at_put = _item(index.defined, memo_id, stop)
             at_start = index.starts[inner[begun]] if begun < len(inner) else stop
-            for piece in window.take(min(at_event, at_put, at_start, stop) - window.position):
-                self.write(piece)
-            if window.position == stop:
+            next_stop = min(at_event, at_put, at_start, stop)
+            if position < next_stop:
+                for piece in window.take(next_stop - position):
+                    self.write(piece)
+            if next_stop == stop:
                 break
-            if window.position == at_start:
+            if next_stop == at_start:
                 begun += 1
                 if self._jump_over_known(window, inner[begun - 1]):
                     event = bisect_left(index.event_positions, window.position, event)
@@ -1265,10 +1263,23 @@ class IndexedBatch:
         self._traces_per_batch = traces_per_batch
         self._first_traces = collections.deque(range(0, self.n_traces, traces_per_batch))
         self._shared = _Shared(self._index, self._first_traces)
+        self._path = path
         self._files = contextlib.ExitStack()
-        self._window = _RecordingWindow(
-            self._files.enter_context(open_stream()), self._shared, path
-        )
+        self._stream = self._files.enter_context(open_stream())
+        self._window = _Window(self._read)
+
+    def _read(self, n_bytes: int) -> bytes:
+        """Read on in the source, keeping what is shared as it passes.
+
+        Raises LoadError where it cannot be read: other errors of a save are of its target.
+        """
+        position = self._stream.tell()
+        try:
+            piece = self._stream.read(n_bytes)
+        except (EOFError, OSError, *GZIP_ERRORS) as error:
+            raise _load_error(self._path, error) from error
+        self._shared.record(position, piece)
+        return piece
 
     def dump_next(self, sink: Writable) -> int:
         """Write the pickle of the next sub-batch; return its number of traces."""
@@ -1288,8 +1299,11 @@ class IndexedBatch:
         for group in range(first, stop, group_traces):
             copier.write(b"(" if marked else b"")
             for start, end in index.contiguous_ranges(group, min(group + group_traces, stop)):
-                self._window.skip(start - self._window.position)
-                copier.copy(self._window, end)
+                try:
+                    self._window.skip(start - self._window.position)
+                    copier.copy(self._window, end)
+                except EOFError as error:  # it ends before its index does
+                    raise _load_error(self._path, error) from error
             copier.write(b"e" if marked else b"a")
         copier.write(b".")
         copier.flush()
