@@ -1,6 +1,9 @@
 """Time the script against the plain way to do its work; run by hand, not collected by pytest.
 
-    python tests/benchmark.py [--traces 24] [--rounds 3]
+    python tests/benchmark.py [--data tensors|numbers] [--traces 24] [--rounds 3]
+
+tensors: traces of 17 MB as models give them.  numbers: traces of 100,000 Python floats and ints,
+one opcode of the pickle each.  The variants with .pkl read and write without gzip.
 
 Each round runs every variant once, as a whole process, one after the other, so that a noisy machine
 is noisy to all; the table shows medians.  Peak memory is that of each process alone (VmHWM).
@@ -13,6 +16,7 @@ import gzip
 import importlib.util
 import os
 import pickle
+import random
 import re
 import statistics
 import subprocess
@@ -20,9 +24,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from make_traces import make_trace, write_batch
 
 SCRIPT = Path(__file__).parent.parent / "divide_conquer.py"
 WITHOUT_ISAL = (
@@ -86,24 +89,44 @@ def measure(command: list[str], out: Path) -> Result:
     return Result(total, load, save, validate, peak_bytes, sum(sizes))
 
 
-def make_batch(path: Path, n_traces: int) -> None:
-    """Write a batch of full-sized traces: 32 layers, hidden 4096, 32 heads, 50 tokens."""
-    import numpy as np
+def make_tensors(n_traces: int) -> list[Any]:
+    """Return full-sized traces: 32 layers, hidden 4096, 32 heads, 50 tokens."""
+    import numpy as np  # here, as the plain script is to import no more than it needs
+    from make_traces import make_trace
 
     rng = np.random.default_rng(0)
     shape = {"layers": 32, "hidden": 4096, "heads": 32, "tokens": 50}
-    write_batch(path, [make_trace(rng, f"q_{i}", **shape) for i in range(n_traces)])
+    return [make_trace(rng, f"q_{i}", **shape) for i in range(n_traces)]
 
 
-def make_variants(source: Path, out: Path, n: int) -> dict[str, list[str]]:
-    """Return the command of each way to split source."""
-    options = ["--input", str(source), "--output", str(out), "-n", str(n)]
-    default = [sys.executable, "-c", WITHOUT_ISAL, *options]
+def make_numbers(n_traces: int) -> list[Any]:
+    """Return traces of 50,000 floats and 50,000 ints, which a pickle holds one by one."""
+    rng = random.Random(0)
+    return [
+        {
+            "losses": [rng.random() for _ in range(50_000)],
+            "tokens": [rng.randrange(32_000) for _ in range(50_000)],
+        }
+        for _ in range(n_traces)
+    ]
+
+
+MAKERS = {"tensors": make_tensors, "numbers": make_numbers}
+
+
+def make_variants(folder: Path, out: Path, n: int) -> dict[str, list[str]]:
+    """Return the command of each way to split batch.pkl.gz, or batch.pkl, of folder."""
+    zipped = str(folder / "batch.pkl.gz")
+    options = ["--output", str(out), "-n", str(n), "--input", zipped]
+    plain_options = [*options[:-1], str(folder / "batch.pkl"), "--no-compress"]
+    run = [sys.executable, "-c", WITHOUT_ISAL]
     variants = {
-        "plain": [sys.executable, __file__, "--plain", str(source), str(out), str(n)],
-        "default": default,
-        "default -j 1": [*default, "--jobs", "1"],
-        "low memory": [*default, "--low-memory"],
+        "plain": [sys.executable, __file__, "--plain", zipped, str(out), str(n)],
+        "default": [*run, *options],
+        "default -j 1": [*run, *options, "--jobs", "1"],
+        "low memory": [*run, *options, "--low-memory"],
+        "default, .pkl": [*run, *plain_options],
+        "low mem., .pkl": [*run, *plain_options, "--low-memory"],
     }
     if importlib.util.find_spec("isal"):
         variants["default, isal"] = [sys.executable, str(SCRIPT), *options]
@@ -131,18 +154,25 @@ def main() -> None:
     if sys.argv[1:2] == ["--plain"]:
         return run_plain(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=MAKERS, default="tensors")
     parser.add_argument("--traces", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder, "batch.pkl.gz"), Path(folder, "out")
-        make_batch(source, args.traces)
-        variants = make_variants(source, out, -(-args.traces // 4))
+    with tempfile.TemporaryDirectory() as name:
+        folder, out = Path(name), Path(name, "out")
+        traces = MAKERS[args.data](args.traces)
+        with gzip.open(folder / "batch.pkl.gz", "wb", compresslevel=6) as zipped:
+            pickle.dump(traces, zipped)
+        with (folder / "batch.pkl").open("wb") as plain:
+            pickle.dump(traces, plain)
+        del traces
+        variants = make_variants(folder, out, -(-args.traces // 4))
         results: dict[str, list[Result]] = {name: [] for name in variants}
         for _ in range(args.rounds):
             for name, command in variants.items():
                 results[name].append(measure(command, out))
-        print(f"{args.traces} traces of 17 MB, {source.stat().st_size / 2**20:.0f} MiB of gzip")
+        sizes = [f"{path.name} {path.stat().st_size / 2**20:.0f} MiB" for path in folder.iterdir()]
+        print(f"{args.traces} traces of {args.data}: {', '.join(sizes)}")
         show(results)
     return None
 
