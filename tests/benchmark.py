@@ -26,7 +26,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 SCRIPT = Path(__file__).parent.parent / "divide_conquer.py"
 WITHOUT_ISAL = (
     "import runpy, sys; sys.modules['isal'] = None; "
