@@ -431,8 +431,13 @@ _LOAD_REASONS = (
     _Reason((EOFError,), "está truncado: termina antes de tiempo", _COPY_AGAIN),
     _Reason(GZIP_ERRORS, "el gzip está dañado ({error})", _COPY_AGAIN),
     _Reason((OSError,), "no se puede leer ({error})", "comprueba los permisos y el disco"),
+    _Reason(  # what an unpickler raises for bytes that make no sense
+        (pickle.UnpicklingError, ValueError, LookupError, TypeError, OverflowError),
+        "no es un pickle o está dañado ({error})",
+        _COPY_AGAIN,
+    ),
 )
-_DAMAGED = _Reason((), "no es un pickle o está dañado ({error})", _COPY_AGAIN)
+_CODE_FAILS = _Reason((), "el código de sus traces falla al cargarlos ({error})", _SAME_ENVIRONMENT)
 _CUDA = _Reason(
     (),
     "contiene tensores de una GPU que esta máquina no tiene ({error})",
@@ -470,7 +475,7 @@ def _find_reason(
 
 def _load_error(path: Path, error: BaseException) -> LoadError:
     no_gpu = isinstance(error, RuntimeError) and "CUDA" in str(error)
-    return LoadError(path, *_find_reason(error, _LOAD_REASONS, _CUDA if no_gpu else _DAMAGED))
+    return LoadError(path, *_find_reason(error, _LOAD_REASONS, _CUDA if no_gpu else _CODE_FAILS))
 
 
 def _describe(value: object) -> str:

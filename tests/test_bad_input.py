@@ -110,6 +110,7 @@ TRUNCATED = "está truncado"
 NO_PICKLE = "no es un pickle o está dañado"
 BAD_GZIP = "el gzip está dañado"
 MORE = "hay más datos después del primer pickle"
+CODE_FAILS = "el código de sus traces falla al cargarlos"
 NO_CODE = "falta código que sus traces necesitan"
 
 BAD_FILES = [
@@ -189,7 +190,7 @@ BAD_FILES = [
     pytest.param(
         "plain",
         content(pickled_list(pickled_call("bad_traces", "raise_odd"))),
-        f"{NO_PICKLE} (OddError: from inside a trace)",
+        f"{CODE_FAILS} (OddError: from inside a trace)",
         id="trace-that-raises-on-load",
     ),
     pytest.param(
@@ -209,7 +210,7 @@ BAD_FILES = [
     pytest.param(
         "plain",
         content(pickled_list(pickled_call("sys", "exit", 0))),
-        NO_PICKLE,
+        CODE_FAILS,
         id="trace-that-exits",
     ),
 ]

@@ -16,11 +16,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import LIMIT_SECONDS, command, load, load_set, names, split, write_batch
+from conftest import (
+    LIMIT_SECONDS,
+    command,
+    load,
+    load_set,
+    names,
+    snapshot,
+    split,
+    write_batch,
+    write_module,
+)
 from graphs import make_traces
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from test_bad_input import BAD_FILES, MODULE, Make, content, pickled
 
 import divide_conquer
 from divide_conquer import IndexedBatch, LoadError
@@ -143,6 +155,58 @@ def test_command_line_gives_what_the_default_mode_gives(
     assert reports[0] == reports[1] == f"a{suffix}: 7 traces → 3 sub-batches"
     assert names(tmp_path / "low") == names(tmp_path / "default")
     assert load_set(tmp_path / "low", "a") == load_set(tmp_path / "default", "a")
+
+
+def whole_list_in_a_trace() -> list[Any]:
+    traces: list[Any] = [{}, {}]
+    traces[0]["all"] = traces
+    return traces
+
+
+GOOD_FILES = [
+    pytest.param("gz", pickled([{"q": i} for i in range(1000)]), "", id="guide"),
+    pytest.param("plain", content(gzip.compress(pickle.dumps([1, 2]))), "", id="gzip-named-pkl"),
+    pytest.param("gz", content(pickle.dumps([1, 2])), "", id="plain-named-gz"),
+    pytest.param(
+        "gz",
+        content(gzip.compress(pickle.dumps([1, 2])[:9]) + gzip.compress(pickle.dumps([1, 2])[9:])),
+        "",
+        id="pickle-in-two-members",
+    ),
+    pytest.param("gz", content(gzip.compress(pickle.dumps([1])) + bytes(99)), "", id="zeros"),
+    pytest.param("gz", pickled((1, 2, 3)), "", id="tuple"),
+    pytest.param("gz", pickled(whole_list_in_a_trace()), "", id="whole-list-in-a-trace"),
+    pytest.param("gz", pickled([np.arange(9), np.zeros((2, 3), order="F")]), "", id="arrays"),
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "problem"), GOOD_FILES + BAD_FILES)
+def test_modes_agree_or_point_to_each_other(
+    tmp_path: Path, kind: str, make: Make, problem: str
+) -> None:
+    source = tmp_path / ("a.pkl.gz" if kind == "gz" else "a.pkl")
+    make(source)
+    before = snapshot(tmp_path)
+    env = write_module(tmp_path / "modules", "bad_traces", MODULE)
+    options = ["-i", tmp_path, "-n", 2]
+    default = split(*options, "-o", tmp_path / "default", env=env)
+    low = split(*options, "-o", tmp_path / "low", "--low-memory", env=env)
+    assert default.returncode == (1 if problem else 0)
+    if "sin --low-memory" in low.stderr:
+        assert low.returncode == 1
+        assert default.returncode == 0 or "--low-memory" not in default.stderr
+    elif "--low-memory" in default.stderr:
+        assert (low.returncode, low.stderr) == (0, "")
+    else:
+        assert low.returncode == default.returncode
+        assert low.stderr.count("ERROR ") == default.stderr.count("ERROR ")
+    if low.returncode == default.returncode == 0:
+        assert names(tmp_path / "low") == names(tmp_path / "default")
+        for sub in zip(load_set(tmp_path / "low", "a"), load_set(tmp_path / "default", "a")):
+            assert pickle.dumps(sub[0]) == pickle.dumps(sub[1])
+    if low.returncode:
+        assert names(tmp_path / "low") == []
+    assert before.items() <= snapshot(tmp_path).items()
 
 
 def memoized_text(protocol: int) -> bytes:

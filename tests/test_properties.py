@@ -85,6 +85,10 @@ def write(folder: Path, traces: object, protocol: int = 4, *, zipped: bool = Fal
     return path
 
 
+modes = pytest.mark.parametrize("low_memory", [False, True], ids=["default", "low_memory"])
+
+
+@modes
 @bounded
 @given(
     traces=traces_of_all_kinds,
@@ -102,12 +106,15 @@ def test_sub_batches_concatenate_to_the_batch(
     zipped: bool,
     compress: bool,
     as_tuple: bool,
+    low_memory: bool,
 ) -> None:
-    top = tuple(traces) if as_tuple else traces
+    top = tuple(traces) if as_tuple and not low_memory else traces
     folder = tmp_path_factory.mktemp("case")
     source, output = write(folder, top, protocol, zipped=zipped), folder / "out"
     before = source.read_bytes()
-    report = split_file(source, output, traces_per_batch=n, compress=compress)
+    report = split_file(
+        source, output, traces_per_batch=n, compress=compress, low_memory=low_memory
+    )
     paths = [output / name for name in names(output)]
     subs = [load(path) for path in paths]
     assert source.read_bytes() == before
@@ -123,15 +130,16 @@ def test_sub_batches_concatenate_to_the_batch(
     assert not (report.skipped or report.deleted or report.warnings)
 
 
+@modes
 @few
 @given(owners=st.lists(st.integers(0, 3), min_size=1, max_size=12), n=st.integers(1, 6))
 def test_objects_shared_within_a_sub_batch_stay_shared(
-    tmp_path_factory: pytest.TempPathFactory, owners: list[int], n: int
+    tmp_path_factory: pytest.TempPathFactory, owners: list[int], n: int, low_memory: bool
 ) -> None:
     shared = [{"object": number} for number in range(4)]
     folder = tmp_path_factory.mktemp("case")
     source = write(folder, [[shared[owner]] for owner in owners])
-    report = split_file(source, folder / "out", traces_per_batch=n)
+    report = split_file(source, folder / "out", traces_per_batch=n, low_memory=low_memory)
     subs = [load(path) for path in report.files]
     for index, sub in enumerate(subs):
         of_this = owners[index * n : index * n + n]
@@ -139,6 +147,7 @@ def test_objects_shared_within_a_sub_batch_stay_shared(
         assert len({id(trace[0]) for trace in sub}) == len(set(of_this))
 
 
+@modes
 @few
 @given(
     sizes=st.lists(st.integers(0, 1_500_000), min_size=1, max_size=5),
@@ -146,7 +155,11 @@ def test_objects_shared_within_a_sub_batch_stay_shared(
     compress=st.booleans(),
 )
 def test_progress_never_goes_back_within_a_phase(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], n: int, compress: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    n: int,
+    compress: bool,
+    low_memory: bool,
 ) -> None:
     calls: list[tuple[Phase, int, int]] = []
     folder = tmp_path_factory.mktemp("case")
@@ -156,6 +169,7 @@ def test_progress_never_goes_back_within_a_phase(
         folder / "out",
         traces_per_batch=n,
         compress=compress,
+        low_memory=low_memory,
         progress=lambda *call: calls.append(call),
     )
     size_bytes = source.stat().st_size
@@ -188,8 +202,11 @@ class CountedCancel:
             raise KeyboardInterrupt
 
 
+@modes
 @pytest.mark.parametrize("compress", [True, False], ids=["gzip", "plain"])
-def test_cancel_at_any_callback_leaves_nothing(tmp_path: Path, compress: bool) -> None:
+def test_cancel_at_any_callback_leaves_nothing(
+    tmp_path: Path, compress: bool, low_memory: bool
+) -> None:
     traces = [bytes([i]) * 300_000 for i in range(5)]
     source, output = write(tmp_path, traces, zipped=True), tmp_path / "out"
     before = source.read_bytes()
@@ -197,7 +214,14 @@ def test_cancel_at_any_callback_leaves_nothing(tmp_path: Path, compress: bool) -
     for k in range(1, 500):
         cancel = CountedCancel(k)
         try:
-            split_file(source, output, traces_per_batch=2, compress=compress, progress=cancel)
+            split_file(
+                source,
+                output,
+                traces_per_batch=2,
+                compress=compress,
+                low_memory=low_memory,
+                progress=cancel,
+            )
         except KeyboardInterrupt:
             cancelled_in.append(cancel.phases[-1])
             assert names(output) == []
