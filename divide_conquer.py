@@ -736,7 +736,8 @@ class PickleIndex:
         self.event_ids = array.array("q")
         # What is done to an object after it was fetched again, by id: spans that belong to it too.
         self.amendments: dict[int, list[tuple[int, int]]] = {}
-        # Memo ids that the pickle names itself, unless they count up from 0 like our own.
+        # Memo ids that the pickle names itself, unless they count up from the first (Python 2: 1).
+        self._first_name = 0
         self._named_ids: Optional[dict[int, int]] = None
         # An entry is the start of an object's span; ~id once it is memoized; -_FETCHED - n for what
         # event n has fetched.
@@ -857,7 +858,7 @@ class PickleIndex:
         if code != _MEMOIZE:
             self.explicit_puts = True
             self._name_id(_read_memo_id(code, argument), memo_id, start)
-        elif self._named_ids is not None:
+        elif self._first_name or self._named_ids is not None:
             self._name_id(memo_id, memo_id, start)
         entry = self._stack[-1]
         if entry < 0:
@@ -873,17 +874,20 @@ class PickleIndex:
         self._stack[-1] = ~memo_id
 
     def _name_id(self, name: int, memo_id: int, start: int) -> None:
-        if self._named_ids is None and name != memo_id:
-            self._named_ids = {known: known for known in range(memo_id)}
+        if not memo_id:
+            self._first_name = name
+        if self._named_ids is None and name != memo_id + self._first_name:
+            self._named_ids = {known + self._first_name: known for known in range(memo_id)}
         if self._named_ids is not None:
             if name in self._named_ids:
                 self._misuse(start)
             self._named_ids[name] = memo_id
 
     def _get(self, code: int, start: int, end: int, argument: bytes) -> None:
-        memo_id = _read_memo_id(code, argument)
+        name = _read_memo_id(code, argument)
+        memo_id = name - self._first_name
         if self._named_ids is not None:
-            memo_id = self._named_ids.get(memo_id, -1)
+            memo_id = self._named_ids.get(name, -1)
         if not 0 <= memo_id < len(self.starts):
             self._misuse(start)
         if memo_id == 0 and self.memoizes_list:
@@ -2045,12 +2049,14 @@ def _write_parts(
     except LoadError:
         original.refuse_changed()  # the better explanation
         raise
+    n_traces = batch.n_traces
+    del batch
     _release_memory()
     saved = time.perf_counter()
     validate_seconds = None
     if validate:
         count_traces = count_walked if low_memory else count_loaded
-        validate_parts(sub_batches, batch.n_traces, count_traces, jobs=jobs, progress=progress)
+        validate_parts(sub_batches, n_traces, count_traces, jobs=jobs, progress=progress)
         gc.collect()
         validate_seconds = time.perf_counter() - saved
     return sub_batches, (loaded - started, saved - loaded, validate_seconds)
@@ -2582,15 +2588,16 @@ def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     return args
 
 
-def _tune_malloc() -> None:
+def _tune_malloc(*, low_memory: bool) -> None:
     """Let one heap serve all threads and keep what is freed: fresh memory is half of a load.
 
     As glibc comes, every array is mapped and unmapped alone, which stops the other threads, and
-    what the list has freed is of no use to the threads that read the parts back.
+    what the list has freed is of no use to the threads that read the parts back.  But the arrays of
+    an index grow, and each time leave a hole in a heap (222 MiB, not 185, for 3 million ids).
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         for parameter, value in (
-            (_M_MMAP_THRESHOLD, 32 << 20),
+            (_M_MMAP_THRESHOLD, 2 << 20 if low_memory else 32 << 20),
             (_M_TRIM_THRESHOLD, 2**31 - 1),
             (_M_ARENA_MAX, 1),
         ):
@@ -2735,12 +2742,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     confirmed.  2: wrong usage.  130, 143: Ctrl-C, SIGTERM.
     """
     _open_standard_streams()
-    _tune_malloc()
     console = Console()
     with _Signals() as signals:
         try:
             args = _parse_args(argv)
             console.quiet = args.quiet
+            _tune_malloc(low_memory=args.low_memory)
             return _plan_and_run(args, console, signals)
         except Interrupted:
             console.error(

@@ -221,6 +221,7 @@ HARD_CASES = [
     pytest.param(b"\x80\x03](c__main__\nSe\xc3\xb1al\nq\x05h\x05e.", id="global-not-ascii"),
     pytest.param(b"](K\x01(imodule\nname\n(cmodule\nname\nK\x02oe.", id="inst-and-obj"),
     pytest.param(b"\x80\x02]q\x01(U\x01aq\x02h\x02h\x02e.", id="python-2-memo-from-1"),
+    pytest.param(b"\x80\x02]q\x05(U\x01aq\x09h\x09h\x09e.", id="memo-ids-with-gaps"),
 ]
 
 
@@ -390,6 +391,18 @@ def test_memory_stays_small_where_the_batch_is_large(tmp_path: Path) -> None:
     low = split(*options, "-o", tmp_path / "low", "--low-memory")
     assert peak_mib(default.stdout) > 180
     assert peak_mib(low.stdout) < 96
+
+
+def test_index_takes_a_few_bytes_for_each_id_and_fetch(tmp_path: Path) -> None:
+    peaks = []
+    for n_words in (1_000, 300_000):
+        words = [[f"{i + j}" for j in range(100)] * 2 for i in range(0, n_words, 100)]
+        source = write_batch(tmp_path / f"{n_words}.pkl", words)
+        done = split(
+            "-i", source, "-o", tmp_path / "out", "-n", 50, "--low-memory", "--no-validate"
+        )
+        peaks.append(peak_mib(done.stdout))
+    assert (peaks[1] - peaks[0]) * 2**20 < 300_000 * (40 + 16) + (10 << 20)
 
 
 def test_lying_length_allocates_nothing(tmp_path: Path) -> None:
