@@ -2062,11 +2062,18 @@ def _write_parts(
     return sub_batches, (loaded - started, saved - loaded, validate_seconds)
 
 
-def _make_report(
+def _publish(
     original: _Source,
+    output: OutputSet,
     sub_batches: Sequence[SubBatch],
     seconds: tuple[float, float, Optional[float]],
+    *,
+    delete_original: bool,
 ) -> SplitReport:
+    """Publish the set, and only then delete the original, where asked."""
+    original.refuse_changed()
+    durable = output.publish(sub_batches)
+    kept_because = _delete_original(original, sub_batches, durable) if delete_original else None
     return SplitReport(
         source=original.path,
         source_bytes=original.identity.size_bytes,
@@ -2078,6 +2085,8 @@ def _make_report(
         save_seconds=seconds[1],
         validate_seconds=seconds[2],
         peak_memory_bytes=peak_memory_bytes(),
+        deleted=delete_original and kept_because is None,
+        kept_because=kept_because,
     )
 
 
@@ -2126,13 +2135,7 @@ def split_file(
             jobs=jobs or usable_processors(),
             progress=progress,
         )
-        original.refuse_changed()
-        durable = output.publish(sub_batches)
-        report = _make_report(original, sub_batches, seconds)
-        if delete_original:
-            kept_because = _delete_original(original, sub_batches, durable)
-            deleted = kept_because is None
-            report = dataclasses.replace(report, deleted=deleted, kept_because=kept_because)
+        report = _publish(original, output, sub_batches, seconds, delete_original=delete_original)
     # Last, as the lock that could not be removed is a warning, too.
     return dataclasses.replace(report, warnings=tuple(output.warnings))
 
@@ -2185,6 +2188,8 @@ def _plan_file(source: Path, output_dir: Path, *, skip_existing: bool) -> Planne
     try:
         found = find_set(output_dir, batch_stem(source.name) or source.name, status.st_mtime_ns)
         skip = refuse_or_skip(source, found, skip_existing=skip_existing)
+        if not skip:
+            _Source(source, _ignore_progress).close()  # raises where it cannot be opened
         return PlannedFile(source, status.st_size, skip=skip)
     except OSError as error:
         problem = f"no se puede leer la carpeta de salida ({explain_os_error(error)})"
@@ -2356,7 +2361,16 @@ class Console:
         stream.flush()
 
 
+_CACHED_FILES = 2  # sub-batches that a loader keeps, in the guide's example
 _PHASE_LABELS = {Phase.LOAD: "Cargando", Phase.SAVE: "Guardando", Phase.VALIDATE: "Validando"}
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
+
+
+def _count_results(n_traces: int, n_files: int) -> tuple[str, str]:
+    return _count(n_traces, "trace", "traces"), _count(n_files, "sub-batch", "sub-batches")
 
 
 def describe_report(report: SplitReport) -> str:
@@ -2369,7 +2383,7 @@ def describe_report(report: SplitReport) -> str:
     else:
         validation = f"validación {report.validate_seconds:.1f} s"
     line = (
-        f"{name}: {report.n_traces} traces → {len(report.files)} sub-batches, "
+        f"{name}: {' → '.join(_count_results(report.n_traces, len(report.files)))}, "
         f"{_format_size(report.source_bytes)} → {_format_size(report.output_bytes)}; "
         f"carga {report.load_seconds:.1f} s, guardado {report.save_seconds:.1f} s, {validation}"
     )
@@ -2400,8 +2414,34 @@ def _describe_residual_parts(output_dir: Path) -> str:
     return f"Archivos .part residuales en la salida: {n_parts} ({_format_size(n_bytes)})."
 
 
+def describe_summary(reports: Sequence[SplitReport], failures: Sequence[str]) -> list[str]:
+    """Return what was done with all files (Spanish), what a loader will need, and all failures."""
+    done = [report for report in reports if not report.skipped]
+    traces, files = _count_results(
+        sum(report.n_traces for report in done), sum(len(report.files) for report in done)
+    )
+    lines = [
+        f"Resumen: {len(done)} divididos, {len(reports) - len(done)} omitidos, "
+        f"{len(failures)} con error; {traces} en {files}, "
+        f"{_format_size(sum(report.source_bytes for report in done))} → "
+        f"{_format_size(sum(report.output_bytes for report in done))}."
+    ]
+    cached = sorted(n_bytes for report in done for n_bytes in report.pickled_bytes)[-_CACHED_FILES:]
+    if len(cached) == _CACHED_FILES:
+        lines.append(
+            f"Con {_CACHED_FILES} sub-batches en caché, un cargador necesitará unos "
+            f"{_format_size(sum(cached))} de memoria."
+        )
+    return [*lines, *(f"  Con error: {failure}." for failure in failures)]
+
+
 def describe_plan(
-    plan: Sequence[PlannedFile], output_dir: Path, traces_per_batch: int
+    plan: Sequence[PlannedFile],
+    output_dir: Path,
+    traces_per_batch: int,
+    *,
+    compress: bool,
+    delete_original: bool,
 ) -> list[str]:
     """Return what a run would do (Spanish, one line a file), and the space that it would need."""
     lines = ["Simulación: no se crea, cambia ni borra nada."]
@@ -2414,9 +2454,14 @@ def describe_plan(
             stem = batch_stem(planned.source.name)
             what = f"se dividiría en {stem}_sub0000…, {traces_per_batch} traces en cada uno"
         lines.append(f"{planned.source} ({_format_size(planned.size_bytes)}): {what}")
-    needed = sum(planned.size_bytes for planned in plan if planned.will_split)
-    free = free_disk_bytes(output_dir)
-    lines.append(f"Espacio: {_format_size(free)} libres; harán falta unos {_format_size(needed)}.")
+    to_split = [planned for planned in plan if planned.will_split]
+    needed = _format_size(sum(planned.size_bytes for planned in to_split))
+    if delete_original and to_split:
+        originals = _count(len(to_split), "original", "originales")
+        lines.append(f"A eliminar, ya validados: {originals} ({needed}).")
+    free = _format_size(free_disk_bytes(output_dir))
+    about = "unos" if compress else "al menos"  # what gzip has saved so far is not known
+    lines.append(f"Espacio: {free} libres; harán falta {about} {needed}.")
     lines.append(_describe_residual_parts(output_dir))
     return lines
 
@@ -2532,7 +2577,7 @@ def _add_guide_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_more_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("más opciones").add_argument
-    add("--low-memory", action="store_true", help="dividir sin cargar el archivo en memoria")
+    add("--low-memory", action="store_true", help="dividir sin cargar el archivo")
     add(
         "--skip-existing",
         action="store_true",
@@ -2554,7 +2599,10 @@ def _add_more_options(parser: argparse.ArgumentParser) -> None:
 def _make_parser() -> argparse.ArgumentParser:
     parser = _SpanishParser(
         description="Divide batches grandes de traces en batches más pequeños, sin perder ninguno.",
-        epilog="Ejemplo: %(prog)s --input traces_data/ --output traces_data_split/",
+        epilog="ejemplos:\n"
+        "  %(prog)s --input traces_data/ --output traces_data_split/\n"
+        "  %(prog)s -i traces_data/batch_0000.pkl.gz -o traces_data_split/ -n 100 --low-memory",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,  # --del must not delete
     )
@@ -2629,10 +2677,11 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console) -> bool:
         return False
     for planned in doomed:
         console.error(f"  {planned.source} ({_format_size(planned.size_bytes)})")
+    originals = _count(len(doomed), "original", "originales")
     total = _format_size(sum(planned.size_bytes for planned in doomed))
     console.error(
-        f"Se eliminarán estos {len(doomed)} originales ({total}), cada uno cuando sus sub-batches "
-        "estén validados y en disco. ¿Continuar? [s/N]"
+        f"A eliminar: {originals} ({total}), cada uno cuando sus sub-batches estén validados y en "
+        "disco. ¿Continuar? [s/N]"
     )
     if sys.stdin.readline().strip().lower() in ("s", "si", "sí"):
         return True
@@ -2680,7 +2729,7 @@ def _run(
             report = _split_planned(planned, args, progress)
         except SplitError as error:
             console.error(*describe_error(error, planned.source, args.output))
-            failures.append(f"{planned.source.name}: {error.problem}")
+            failures.append(f"{planned.source.name}: {error.problem}. Qué hacer: {error.hint}")
         except Exception:  # a fault of this script: show all of it, and go on with the others
             console.error(
                 f"ERROR {planned.source}: fallo inesperado", *traceback.format_exc().splitlines()
@@ -2695,22 +2744,9 @@ def _run(
             reports.append(report)
         console.close_bar()
         gc.collect()
-    _report_summary(reports, failures, console)
+    console.report(*describe_summary(reports, failures))
     signals.check()
     return 1 if failures else 0
-
-
-def _report_summary(
-    reports: Sequence[SplitReport], failures: Sequence[str], console: Console
-) -> None:
-    done = [report for report in reports if not report.skipped]
-    console.report(
-        f"Resumen: {len(done)} divididos, {len(reports) - len(done)} omitidos, "
-        f"{len(failures)} con error; {sum(r.n_traces for r in done)} traces "
-        f"en {sum(len(r.files) for r in done)} sub-batches."
-    )
-    for failure in failures:
-        console.report(f"  Con error: {failure}")
 
 
 def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals) -> int:
@@ -2727,7 +2763,14 @@ def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals)
         return 1
     plan = plan_run(sources, args.output, skip_existing=args.skip_existing)
     if args.dry_run:
-        console.report(*describe_plan(plan, args.output, args.traces_per_batch))
+        lines = describe_plan(
+            plan,
+            args.output,
+            args.traces_per_batch,
+            compress=not args.no_compress,
+            delete_original=args.delete_original,
+        )
+        console.report(*lines)
         return 1 if any(planned.refusal for planned in plan) else 0
     if args.delete_original and not args.yes and not _confirm_deletion(plan, console):
         return 1

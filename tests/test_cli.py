@@ -183,19 +183,42 @@ def test_report_has_a_line_per_file_and_a_summary(folders: Folders) -> None:
     done = split(*folders.args("-n", 3))
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     size = r"[0-9.]+[kM]?B"
     seconds = r"[0-9.]+ s"
     for line, start in zip(
         lines,
-        (r"a\.pkl\.gz: 7 traces → 3 sub-batches", r"b\.pkl: 2 traces → 1 sub-batches"),
+        (r"a\.pkl\.gz: 7 traces → 3 sub-batches", r"b\.pkl: 2 traces → 1 sub-batch"),
     ):
         assert re.fullmatch(
             f"{start}, {size} → {size}; carga {seconds}, guardado {seconds}, validación {seconds}"
             f"(; memoria máxima {size})?",
             line,
         )
-    assert lines[2] == "Resumen: 2 divididos, 0 omitidos, 0 con error; 9 traces en 4 sub-batches."
+    assert re.fullmatch(
+        "Resumen: 2 divididos, 0 omitidos, 0 con error; "
+        rf"9 traces en 4 sub-batches, {size} → {size}\.",
+        lines[2],
+    )
+
+
+def test_summary_tells_the_memory_of_a_loader(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl.gz", [bytes(1 << 20)] * 3 + [bytes(3 << 20)])
+    done = split(*folders.args("-n", 2))  # a repeated object is pickled once in each sub-batch
+    assert "Con 2 sub-batches en caché, un cargador necesitará unos 5.00MB de" in done.stdout
+    alone = split(*folders.args("-n", 9, "--skip-existing"))
+    assert "caché" not in alone.stdout
+
+
+def test_failures_are_listed_again_with_their_way_out(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl", {"no": "list"})
+    write_batch(folders.source / "b.pkl", [1])
+    (folders.source / "c.pkl").write_bytes(b"")
+    done = split(*folders.args())
+    assert done.returncode == 1
+    failures = [line for line in done.stdout.splitlines() if line.startswith("  Con error: ")]
+    assert [line.split(".pkl: ")[0] for line in failures] == ["  Con error: a", "  Con error: c"]
+    assert all(re.search(r"\w\. Qué hacer: \S.+\S\.$", line) for line in failures)
 
 
 @pytest.mark.parametrize("flag", ["--quiet", "-q"])
@@ -223,7 +246,7 @@ def test_bars_of_every_phase_show_on_a_terminal(folders: Folders) -> None:
         for label in ("Cargando", "Guardando", "Validando"):
             assert f"{number} {label}: " in done.terminal
     assert not CONTROL_CHARACTERS.search(done.stdout)
-    assert len(done.stdout.splitlines()) == 3
+    assert len(done.stdout.splitlines()) == 4
 
 
 @pytest.mark.timeout(LIMIT_SECONDS)
@@ -699,6 +722,8 @@ def test_dry_run_touches_nothing(folders: Folders) -> None:
     done = split(*folders.args("--dry-run", "--delete-original"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "a.pkl.gz" in done.stdout
+    assert re.search(r"^A eliminar, ya validados: 1 original \(\d+\.\d+B\)\.$", done.stdout, re.M)
+    assert re.search(r"^Espacio: \S+B libres; harán falta unos \S+B\.$", done.stdout, re.M)
     assert "se dividiría en a_sub0000…, 250 traces en cada uno" in done.stdout
     assert snapshot(folders.source.parent) == before
 
@@ -715,6 +740,16 @@ def test_dry_run_leaves_stale_parts_and_tells_what_would_be_skipped(folders: Fol
     assert re.search(r"b\.pkl\.gz \(.+\): se dividiría", done.stdout)
     assert ".part residuales en la salida: 1 (100B)" in done.stdout
     assert snapshot(folders.source.parent) == before
+
+
+@pytest.mark.timeout(LIMIT_SECONDS)
+def test_dry_run_foresees_what_cannot_be_opened(folders: Folders) -> None:
+    os.mkfifo(folders.source / "a.pkl")
+    (folders.source / "b.pkl").symlink_to("nowhere")
+    done = split(*folders.args("--dry-run"))
+    assert done.returncode == 1
+    assert re.search(r"a\.pkl \(.+\): fallaría: no es un archivo normal", done.stdout)
+    assert re.search(r"b\.pkl \(.+\): fallaría: no se puede leer", done.stdout)
 
 
 def test_dry_run_is_exit_1_where_a_file_would_fail(folders: Folders) -> None:
