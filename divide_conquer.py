@@ -1764,6 +1764,8 @@ def _validate_part(sub_batch: SubBatch, count_traces: CountTraces, meter: Meter)
             n_traces = count_traces(stream, sub_batch.part)
     except LoadError as error:
         problem = f"la validación falló al releerlo: {error.problem}"
+        if isinstance(error.__cause__, MemoryError):
+            hint = error.hint
         raise ValidationError(sub_batch.part, problem, hint) from error
     except OSError as error:
         problem = f"la validación no pudo releerlo: {explain_os_error(error)}"
@@ -1858,14 +1860,19 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
+_ARENA_MAX = "MALLOC_ARENA_MAX"  # mallopt(3): glibc reads it when a process starts
+
+
 def _release_memory() -> None:
     """Free cycles, and give freed memory back: other threads would not be given it by malloc.
 
-    Without malloc_trim (glibc), reading back on two threads peaked at 1.6 times the batch.
+    Without malloc_trim (glibc), reading back on two threads peaked at 1.6 times the batch.  Where
+    all threads share one arena, what is freed is used again, and fresh memory would take longer.
     """
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+    if os.environ.get(_ARENA_MAX) != "1":
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def usable_processors() -> int:
@@ -2650,6 +2657,7 @@ def _tune_malloc(*, low_memory: bool) -> None:
             (_M_ARENA_MAX, 1),
         ):
             ctypes.CDLL(None).mallopt(parameter, value)
+        os.environ[_ARENA_MAX] = "1"
 
 
 def _open_standard_streams() -> None:

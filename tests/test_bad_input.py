@@ -372,6 +372,28 @@ def test_batch_larger_than_the_memory(tmp_path: Path) -> None:
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
+def test_too_little_memory_to_validate_is_not_told_as_a_bad_disk(tmp_path: Path) -> None:
+    module = """
+def rebuild(loads=[]):
+    loads.append(1)
+    if len(loads) == 2:
+        raise MemoryError
+    return Trace()
+
+class Trace:
+    def __reduce__(self):
+        return rebuild, ()
+"""
+    env = write_module(tmp_path / "modules", "greedy", module)
+    (tmp_path / "a.pkl").write_bytes(pickled_list(pickled_call("greedy", "rebuild")))
+    done = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", env=env)
+    assert done.returncode == 1
+    (error,) = errors_of(done.stderr)
+    assert "la validación falló al releerlo: no hay memoria suficiente" in error
+    assert "Qué hacer: usa --low-memory" in error
+    assert names(tmp_path / "out") == []
+
+
 @pytest.mark.timeout(LIMIT_SECONDS)
 @pytest.mark.parametrize("more", [(), ("--no-compress",)], ids=["gzip", "plain"])
 def test_full_disk_keeps_original_and_counts_residual_parts(

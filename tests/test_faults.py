@@ -153,12 +153,7 @@ def all_faults(calls: Sequence[Call]) -> list[Fault]:
         for effect in EFFECTS
         if call != "read" or effect == "error=EIO"  # a read changes nothing: only that it can fail
     ]
-    return [fault for fault in faults if not (read_only_close(fault, calls) or first_read(fault))]
-
-
-def first_read(fault: Fault) -> bool:
-    """The known bug of test_a_source_that_cannot_be_read_is_a_clear_error, kept from the sweep."""
-    return fault.call == "read" and fault.path.startswith("in/") and fault.when == 1
+    return [fault for fault in faults if not read_only_close(fault, calls)]
 
 
 def choose(faults: Sequence[Fault], seed: str) -> list[Fault]:
@@ -309,7 +304,7 @@ def test_whatever_the_roll_back_leaves_is_named(
 
 
 # ---------------------------------------------------------------------------------------------
-# The order on disk (DESIGN.md, section 3, steps 3 to 7), from a recorded run
+# The order on disk, from a recorded run
 
 
 def recorded(folder: Path, mode: tuple[str, ...], compress: bool) -> tuple[Box, Run]:
@@ -452,13 +447,7 @@ def test_a_folder_that_cannot_be_synced_publishes_with_a_warning_and_keeps_the_o
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "when",
-    [
-        pytest.param(
-            1,
-            id="first_read",
-        ),
-        pytest.param(2, id="second_read"),
-    ],
+    [pytest.param(1, id="first_read"), pytest.param(2, id="second_read")],
 )
 @pytest.mark.parametrize("compress", FORMATS)
 def test_a_source_that_cannot_be_read_is_a_clear_error(
