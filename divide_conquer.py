@@ -248,6 +248,8 @@ def _inflate(file: io.BufferedReader[Any]) -> Generator[bytes, None, None]:
     """
     data = file.read(_DEFLATED_BYTES)
     while data:
+        if len(data) < len(GZIP_MAGIC):
+            data += file.read(_DEFLATED_BYTES)
         if not data.startswith(GZIP_MAGIC):  # isal would wait for the rest of a header
             raise zlib.error("hay datos que no son gzip después del final")
         member = deflate_library.decompressobj(_GZIP_WBITS)
@@ -445,9 +447,6 @@ _CUDA = _Reason(
 )
 _DUMP_REASONS = (
     _Reason(
-        (MemoryError,), "no hay memoria suficiente", "cierra otros programas o usa --low-memory"
-    ),
-    _Reason(
         (RecursionError,),
         "sus traces están anidados a demasiada profundidad",
         "usa --low-memory, que copia los traces sin cargarlos",
@@ -456,6 +455,7 @@ _DUMP_REASONS = (
 _NOT_PICKLABLE = _Reason((), "sus traces no se dejan serializar ({error})", _SAME_ENVIRONMENT)
 
 
+_NO_MEMORY = ("no hay memoria suficiente", "cierra otros programas o prueba con --low-memory")
 _MORE_DATA = ("hay más datos después del primer pickle", "guarda cada lista en su propio archivo")
 _NO_TRACES = ("la lista de traces está vacía", "no hay nada que dividir: apártalo")
 _SAVE_A_LIST = "guarda los traces como una lista (list)"
@@ -571,6 +571,7 @@ class LoadedBatch:
 _CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
 _STOP, _FRAME, _MEMOIZE = _CODES["STOP"], _CODES["FRAME"], _CODES["MEMOIZE"]
 _LIST, _EMPTY_LIST, _POP_MARK = _CODES["LIST"], _CODES["EMPTY_LIST"], _CODES["POP_MARK"]
+_DUP = _CODES["DUP"]
 
 # How long an opcode is: of a fixed width, or with a length before its payload, or lines of text.
 _WIDTHS = [0] * 256
@@ -598,6 +599,7 @@ _SCALAR = re.compile(_ANY_SCALAR, re.DOTALL)
 _SCALAR_RUN = re.compile(b"(?:%s){1,1000}" % _ANY_SCALAR, re.DOTALL)
 _GROUP_TRACES = 1000  # as many objects as a pickler writes between MARK and APPENDS
 _TOO_RECURSIVE = "sus referencias recursivas no se pueden copiar"
+_NOT_COPYABLE = "usa códigos de pickle que no se pueden copiar"
 _COPY_BUFFER_BYTES = 64 << 10
 _LOOKAHEAD_BYTES = 32  # more than any opcode of fixed width, or any memo id in text, takes
 
@@ -654,7 +656,9 @@ class _Window:
     def skip_line(self) -> None:
         """Pass over the rest of a line, of any length; raise EOFError if it has no end."""
         while (end := self.data.find(b"\n", self.offset)) < 0:
-            self.skip(max(1, len(self.data) - self.offset))
+            self.offset = len(self.data)
+            if not self.peek(1):
+                raise EOFError("the pickle is cut off")
         self.offset = end + 1
 
 
@@ -862,7 +866,7 @@ class PickleIndex:
             self._name_id(memo_id, memo_id, start)
         entry = self._stack[-1]
         if entry < 0:
-            self._misuse(start)
+            self.refuse(_NOT_COPYABLE)
         if len(self._stack) == 1 and self._bottom in _LIST_MAKERS:
             if memo_id or self.trace_starts:
                 self.refuse("la lista no está escrita como la escribe pickle.dump")
@@ -880,7 +884,7 @@ class PickleIndex:
             self._named_ids = {known + self._first_name: known for known in range(memo_id)}
         if self._named_ids is not None:
             if name in self._named_ids:
-                self._misuse(start)
+                self.refuse(_NOT_COPYABLE)
             self._named_ids[name] = memo_id
 
     def _get(self, code: int, start: int, end: int, argument: bytes) -> None:
@@ -895,7 +899,7 @@ class PickleIndex:
         event = len(self.event_ids)
         if self._popped is not None:
             if self._popped[1] != start:
-                self._misuse(start)
+                self.refuse(_NOT_COPYABLE)
             self._popped_starts[event] = self._popped[0]
             self._popped = None
         self.event_positions.append(start)
@@ -911,7 +915,7 @@ class PickleIndex:
             self._need(1, start)
             popped_start = self._start_of(self._stack.pop())
         if self._popped is not None and self._popped[1] != start:
-            self._misuse(start)
+            self.refuse(_NOT_COPYABLE)  # such as the POP after a state setter (copyreg)
         self._popped = (popped_start, end)
 
     def _frame(self, code: int, start: int, end: int, argument: bytes) -> None:
@@ -919,16 +923,23 @@ class PickleIndex:
         self.event_ids.append(-1)
 
     def _proto(self, code: int, start: int, end: int, argument: bytes) -> None:
+        if start:
+            self.refuse(_NOT_COPYABLE)
         if argument[0] > pickle.HIGHEST_PROTOCOL:
             raise pickle.UnpicklingError(f"protocolo {argument[0]} desconocido")
         self.protocol = max(self.protocol, argument[0])
 
     def _unsupported(self, code: int, start: int, end: int, argument: bytes) -> None:
-        self.refuse("usa búferes externos o códigos que no se pueden copiar")
+        if code == _DUP:
+            self.refuse(_NOT_COPYABLE)
+        problem = "sus traces están en parte fuera del archivo (búferes de PEP 574)"
+        raise LoadError(self._path, problem, "guárdalo otra vez sin buffer_callback")
 
     def _stop(self, code: int, start: int, end: int, argument: bytes) -> None:
-        if len(self._stack) != 1 or self._marks or self._popped is not None:
+        if len(self._stack) != 1 or self._marks:
             self._misuse(start)
+        if self._popped is not None:
+            self.refuse(_NOT_COPYABLE)
         if self._bottom not in _LIST_MAKERS:
             problem = f"contiene un objeto {_KINDS[self._bottom]}, no una lista de traces"
             if _KINDS[self._bottom] in ("tuple", _KINDS[0]):
@@ -1046,6 +1057,7 @@ class _Shared:
             if not self._stops or -minus_stop > self._stops[-1]:
                 self._starts.append(start)
                 self._stops.append(-minus_stop)
+        self._refuse_amended_inside()
         self._bytes = [bytearray() for _ in self._starts]
         self._incomplete = 0
 
@@ -1054,6 +1066,14 @@ class _Shared:
             home = bisect_right(starts, self._index.starts[memo_id])
             if any(bisect_right(starts, start) != home for start, _ in spans):
                 self._index.refuse("un trace modifica un objeto de otro sub-batch")
+
+    def _refuse_amended_inside(self) -> None:
+        """Refuse what would be amended twice, or not at all, where an object around it is made."""
+        for memo_id in self._index.amendments:
+            for start, _ in self._index.spans_of(memo_id):
+                number = bisect_right(self._starts, start) - 1
+                if number >= 0 and start < self._stops[number]:
+                    self._index.refuse(_TOO_RECURSIVE)
 
     def _find_detours(self, spans: Sequence[tuple[int, int, int]]) -> dict[int, int]:
         detours = {}
@@ -1096,7 +1116,7 @@ class _Shared:
         """Return the recorded bytes of a span."""
         number = bisect_right(self._starts, start) - 1
         begin = self._starts[number]
-        recorded = self._bytes[number][start - begin : stop - begin]
+        recorded = bytes(memoryview(self._bytes[number])[start - begin : stop - begin])
         return _Window(io.BytesIO(recorded).read, start)
 
 
@@ -1254,7 +1274,10 @@ def _item(items: Sequence[int], number: int, default: int) -> int:
 
 def _skip_memo_opcode(window: _Window) -> None:
     opcode = window.peek(_LOOKAHEAD_BYTES)
-    window.skip(_WIDTHS[opcode[0]] or opcode.index(b"\n") + 1)
+    width = opcode and (_WIDTHS[opcode[0]] or opcode.find(b"\n") + 1)
+    if not width:  # the file is not what was indexed
+        raise EOFError("no memo opcode where there was one")
+    window.skip(width)
 
 
 class IndexedBatch:
@@ -1313,6 +1336,9 @@ class IndexedBatch:
                     copier.copy(self._window, end)
                 except EOFError as error:  # it ends before its index does
                     raise _load_error(self._path, error) from error
+                except RecursionError as error:
+                    hint = "usa un --traces-per-batch mayor: así hay menos referencias que copiar"
+                    raise LoadError(self._path, _TOO_RECURSIVE, hint) from error
             copier.write(b"e" if marked else b"a")
         copier.write(b".")
         copier.flush()
@@ -1422,7 +1448,8 @@ def refuse_or_skip(source: Path, found: FoundSet, *, skip_existing: bool) -> boo
         raise OutputError(
             source,
             f"{found.finals[0].name} procede de un original con otra fecha de modificación",
-            "mira si el original cambió; aparta esos sub-batches o elige otra carpeta de salida",
+            "mira si el original cambió o se copió sin su fecha; aparta esos sub-batches o elige "
+            "otra carpeta de salida",
         )
     if found.state in (SetState.PRESENT, SetState.SAME) and not skip_existing:
         raise OutputError(
@@ -1812,7 +1839,7 @@ def validate_parts(
 class SplitReport:
     """What split_file did with one source.
 
-    skipped: its set was there already, and nothing else below is filled in but source and sizes.
+    skipped: its set was there already, and little else below is filled in.
     Sizes in bytes; pickled_bytes is before compression, one number a sub-batch; times in seconds.
     peak_memory_bytes: of the whole process up to now, None where the system does not tell.
     kept_because: why an original that should have been deleted was not; warnings: Spanish, too.
@@ -1921,6 +1948,15 @@ class _Source:
                 "espera a que nadie lo escriba y repite el comando",
             )
 
+    @contextlib.contextmanager
+    def explaining_change(self) -> Iterator[None]:
+        """If it was written to, say so in place of any other error: that is the better reason."""
+        try:
+            yield
+        except SplitError:
+            self.refuse_changed()
+            raise
+
     def close(self) -> None:
         """Close it, if it is still open."""
         if self._fd >= 0:
@@ -1956,12 +1992,29 @@ class Batch(Protocol):
     def close(self) -> None: ...
 
 
+def _lacks_memory(error: BaseException) -> bool:
+    """A thread that gets no stack is told as a RuntimeError."""
+    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
+
+
+@contextlib.contextmanager
+def _explaining_lack_of_memory(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        raise SplitError(path, *_NO_MEMORY) from error
+
+
 def _save_part(batch: Batch, part: PartFile, sink: _PickleSink) -> int:
     try:
         return batch.dump_next(sink)
     except (OSError, SplitError):
         raise
     except (Exception, SystemExit) as error:  # __reduce__ of a trace is foreign code
+        if _lacks_memory(error):
+            raise
         problem, hint = _find_reason(error, _DUMP_REASONS, _NOT_PICKLABLE)
         raise SaveError(part.path, f"No se pudo guardar: {problem}", hint) from error
 
@@ -2046,16 +2099,12 @@ def _write_parts(
     """
     make_batch = IndexedBatch if low_memory else LoadedBatch
     started = time.perf_counter()
-    try:
-        batch: Batch = make_batch(original.open_stream, original.path, traces_per_batch)
-        loaded = time.perf_counter()
-        with contextlib.closing(batch):
-            sub_batches = save_parts(
-                batch, output, traces_per_batch, compress=compress, jobs=jobs, progress=progress
-            )
-    except LoadError:
-        original.refuse_changed()  # the better explanation
-        raise
+    batch: Batch = make_batch(original.open_stream, original.path, traces_per_batch)
+    loaded = time.perf_counter()
+    with contextlib.closing(batch):
+        sub_batches = save_parts(
+            batch, output, traces_per_batch, compress=compress, jobs=jobs, progress=progress
+        )
     n_traces = batch.n_traces
     del batch
     _release_memory()
@@ -2127,7 +2176,9 @@ def split_file(
     path = Path(source)
     with (
         _collector_off(),
+        _explaining_lack_of_memory(path),
         contextlib.closing(_Source(path, progress)) as original,
+        original.explaining_change(),
         OutputSet(path, original.identity, Path(output_dir)) as output,
     ):
         if output.resolve(skip_existing=skip_existing):
@@ -2164,6 +2215,10 @@ class PlannedFile:
     def will_split(self) -> bool:
         return not self.skip and self.refusal is None
 
+    @property
+    def may_be_deleted(self) -> bool:
+        return self.will_split and not self.source.is_symlink()
+
 
 def find_batches(path: Path, pattern: str) -> list[Path]:
     """Return path itself, or the batches directly in the folder path that match pattern, sorted.
@@ -2174,17 +2229,16 @@ def find_batches(path: Path, pattern: str) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:
-        names = sorted(os.listdir(path))
+        return [
+            path / name
+            for name in sorted(os.listdir(path))
+            if fnmatch.fnmatchcase(name, pattern)
+            and batch_stem(name) is not None
+            and not name.startswith(".")
+            and not (path / name).is_dir()
+        ]
     except OSError as error:
         raise _load_error(path, error) from error
-    return [
-        path / name
-        for name in names
-        if fnmatch.fnmatchcase(name, pattern)
-        and batch_stem(name) is not None
-        and not name.startswith(".")
-        and not (path / name).is_dir()
-    ]
 
 
 def _plan_file(source: Path, output_dir: Path, *, skip_existing: bool) -> PlannedFile:
@@ -2380,11 +2434,16 @@ def _count_results(n_traces: int, n_files: int) -> tuple[str, str]:
     return _count(n_traces, "trace", "traces"), _count(n_files, "sub-batch", "sub-batches")
 
 
+def _count_originals(plan: Sequence[PlannedFile]) -> tuple[str, str]:
+    total = _format_size(sum(planned.size_bytes for planned in plan))
+    return _count(len(plan), "original", "originales"), total
+
+
 def describe_report(report: SplitReport) -> str:
     """Return the line (Spanish) that tells what was done with one file."""
     name = report.source.name
     if report.skipped:
-        return f"{name}: omitido, ya tiene sus sub-batches (-n no se ha comparado)"
+        return f"{name}: omitido, ya tiene sus sub-batches (ni releídos ni comparados con -n)"
     if report.validate_seconds is None:
         validation = "sin validar"
     else:
@@ -2424,20 +2483,23 @@ def _describe_residual_parts(output_dir: Path) -> str:
 def describe_summary(reports: Sequence[SplitReport], failures: Sequence[str]) -> list[str]:
     """Return what was done with all files (Spanish), what a loader will need, and all failures."""
     done = [report for report in reports if not report.skipped]
-    traces, files = _count_results(
-        sum(report.n_traces for report in done), sum(len(report.files) for report in done)
+    summary = (
+        f"Resumen: {_count(len(done), 'dividido', 'divididos')}, "
+        f"{_count(len(reports) - len(done), 'omitido', 'omitidos')}, {len(failures)} con error"
     )
-    lines = [
-        f"Resumen: {len(done)} divididos, {len(reports) - len(done)} omitidos, "
-        f"{len(failures)} con error; {traces} en {files}, "
-        f"{_format_size(sum(report.source_bytes for report in done))} → "
-        f"{_format_size(sum(report.output_bytes for report in done))}."
-    ]
+    if done:
+        traces, files = _count_results(
+            sum(report.n_traces for report in done), sum(len(report.files) for report in done)
+        )
+        before = _format_size(sum(report.source_bytes for report in done))
+        after = _format_size(sum(report.output_bytes for report in done))
+        summary += f"; {traces} en {files}, {before} → {after}"
+    lines = [f"{summary}."]
     cached = sorted(n_bytes for report in done for n_bytes in report.pickled_bytes)[-_CACHED_FILES:]
     if len(cached) == _CACHED_FILES:
         lines.append(
-            f"Con {_CACHED_FILES} sub-batches en caché, un cargador necesitará unos "
-            f"{_format_size(sum(cached))} de memoria."
+            f"Cargados, {_CACHED_FILES} sub-batches ocuparán unos {_format_size(sum(cached))} de "
+            "memoria (más, si sus traces son muchos objetos pequeños)."
         )
     return [*lines, *(f"  Con error: {failure}." for failure in failures)]
 
@@ -2451,6 +2513,7 @@ def describe_plan(
     delete_original: bool,
 ) -> list[str]:
     """Return what a run would do (Spanish, one line a file), and the space that it would need."""
+    suffix = ".pkl.gz" if compress else ".pkl"
     lines = ["Simulación: no se crea, cambia ni borra nada."]
     for planned in plan:
         if planned.refusal is not None:
@@ -2459,13 +2522,13 @@ def describe_plan(
             what = "se omitiría: ya tiene sus sub-batches"
         else:
             stem = batch_stem(planned.source.name)
-            what = f"se dividiría en {stem}_sub0000…, {traces_per_batch} traces en cada uno"
+            what = f"se dividiría en {stem}_sub0000{suffix}…, de hasta {traces_per_batch} traces"
         lines.append(f"{planned.source} ({_format_size(planned.size_bytes)}): {what}")
-    to_split = [planned for planned in plan if planned.will_split]
-    needed = _format_size(sum(planned.size_bytes for planned in to_split))
-    if delete_original and to_split:
-        originals = _count(len(to_split), "original", "originales")
-        lines.append(f"A eliminar, ya validados: {originals} ({needed}).")
+    doomed = [planned for planned in plan if planned.may_be_deleted]
+    if delete_original and doomed:
+        originals, total = _count_originals(doomed)
+        lines.append(f"A eliminar, ya validados: {originals} ({total}).")
+    needed = _format_size(sum(planned.size_bytes for planned in plan if planned.will_split))
     free = _format_size(free_disk_bytes(output_dir))
     about = "unos" if compress else "al menos"  # what gzip has saved so far is not known
     lines.append(f"Espacio: {free} libres; harán falta {about} {needed}.")
@@ -2478,22 +2541,28 @@ def describe_plan(
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, noticed where the work can be undone."""
+    """Ctrl-C, SIGTERM or SIGHUP, noticed where the work can be undone."""
+
+
+_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    _SIGNALS.append(signal.SIGHUP)
 
 
 class _Signals:
-    """SIGINT and SIGTERM, kept until check is called: so they cannot hit a half-done step.
+    """SIGINT, SIGTERM and SIGHUP (the terminal is gone): kept, so that they hit no half-done step.
 
-    Until defer is called they raise at once, as a question to the user needs it.
+    They are noticed where check is called.  Until defer is called they raise at once, as a question
+    to the user needs it.
     """
 
     def __init__(self) -> None:
         self.caught: Optional[int] = None
-        self._deferred = False
+        self.deferred = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             # Ignored by whoever started us (nohup, a shell's background job): leave it so.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._catch)
@@ -2505,11 +2574,11 @@ class _Signals:
 
     def _catch(self, number: int, frame: Optional[FrameType]) -> None:
         self.caught = self.caught or number
-        if not self._deferred:
+        if not self.deferred:
             raise Interrupted
 
     def defer(self) -> None:
-        self._deferred = True
+        self.deferred = True
 
     def check(self) -> None:
         if self.caught:
@@ -2534,6 +2603,12 @@ class _SpanishParser(argparse.ArgumentParser):
         super().error(message)
 
 
+def _named_path(text: str) -> Path:
+    if not text:  # an unset variable: Path would take it for the current folder
+        raise argparse.ArgumentTypeError("está vacío")
+    return Path(text)
+
+
 def _at_least_one(text: str) -> int:
     if not re.fullmatch("0*[1-9][0-9]{0,17}", text):
         raise argparse.ArgumentTypeError(f"debe ser un entero de 1 o más, no «{text}»")
@@ -2545,7 +2620,7 @@ def _add_guide_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--input",
         "-i",
-        type=Path,
+        type=_named_path,
         required=True,
         metavar="INPUT",
         help="archivo o carpeta de entrada (requerido)",
@@ -2553,7 +2628,7 @@ def _add_guide_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--output",
         "-o",
-        type=Path,
+        type=_named_path,
         required=True,
         metavar="OUTPUT",
         help="carpeta de salida (requerido)",
@@ -2597,7 +2672,7 @@ def _add_more_options(parser: argparse.ArgumentParser) -> None:
         "-j",
         type=_at_least_one,
         metavar="N",
-        help="hilos de compresión (default: los procesadores disponibles)",
+        help="hilos para comprimir y validar (default: los procesadores disponibles)",
     )
     add("--version", action="version", version=f"%(prog)s {__version__}", help="mostrar la versión")
     add("--help", "-h", action="help", help="mostrar esta ayuda")
@@ -2674,7 +2749,7 @@ def _open_standard_streams() -> None:
 
 def _confirm_deletion(plan: Sequence[PlannedFile], console: Console) -> bool:
     """Ask once whether the originals may go; anything but a clear yes is a no."""
-    doomed = [planned for planned in plan if planned.will_split]
+    doomed = [planned for planned in plan if planned.may_be_deleted]
     if not doomed:
         return True
     if not console.can_ask():
@@ -2685,15 +2760,14 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console) -> bool:
         return False
     for planned in doomed:
         console.error(f"  {planned.source} ({_format_size(planned.size_bytes)})")
-    originals = _count(len(doomed), "original", "originales")
-    total = _format_size(sum(planned.size_bytes for planned in doomed))
+    originals, total = _count_originals(doomed)
     console.error(
         f"A eliminar: {originals} ({total}), cada uno cuando sus sub-batches estén validados y en "
-        "disco. ¿Continuar? [s/N]"
+        "disco. ¿Tienes copia de seguridad y quieres continuar? [s/N]"
     )
     if sys.stdin.readline().strip().lower() in ("s", "si", "sí"):
         return True
-    console.error("No se ha confirmado: no se ha hecho nada.")
+    console.error("Sin un «s» no se borra ni se divide: no se ha hecho nada.")
     return False
 
 
@@ -2708,7 +2782,7 @@ def _split_planned(
         traces_per_batch=args.traces_per_batch,
         compress=not args.no_compress,
         validate=not args.no_validate,
-        delete_original=args.delete_original,
+        delete_original=args.delete_original and not planned.skip,  # only what was confirmed
         skip_existing=args.skip_existing,
         low_memory=args.low_memory,
         jobs=args.jobs,
@@ -2747,8 +2821,11 @@ def _run(
             console.report(describe_report(report))
             for warning in report.warnings:
                 console.warn(report.source, warning)
-            if report.kept_because is not None:
-                console.warn(report.source, f"original conservado: {report.kept_because}")
+            kept_because = report.kept_because
+            if args.delete_original and planned.skip:
+                kept_because = "ya estaba dividido al empezar"
+            if kept_because is not None:
+                console.error(f"AVISO {report.source.name}: original conservado: {kept_because}")
             reports.append(report)
         console.close_bar()
         gc.collect()
@@ -2790,7 +2867,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code: 0, 1, 130 or 143 (2 is argparse's own exit).
 
     0: all split or skipped.  1: a file failed, nothing was found, or the deletion was not
-    confirmed.  2: wrong usage.  130, 143: Ctrl-C, SIGTERM.
+    confirmed.  2: wrong usage.  129, 130, 143: SIGHUP, Ctrl-C, SIGTERM.
     """
     _open_standard_streams()
     console = Console()
@@ -2801,10 +2878,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             _tune_malloc(low_memory=args.low_memory)
             return _plan_and_run(args, console, signals)
         except Interrupted:
-            console.error(
-                "Interrumpido: de lo que estaba a medias no queda nada, y su original sigue ahí.",
-                "  Qué hacer: repite el comando con --skip-existing para continuar.",
-            )
+            if signals.deferred:
+                console.error(
+                    "Interrumpido: de lo que estaba a medias no queda nada, su original sigue ahí.",
+                    "  Qué hacer: repite el comando con --skip-existing para continuar.",
+                )
+            else:
+                console.error("Interrumpido: no se ha hecho nada.")
             return 128 + (signals.caught or 0)
 
 

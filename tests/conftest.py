@@ -123,6 +123,7 @@ def _converse(master: int, answer: Optional[bytes]) -> bytes:
             return shown
         shown += piece
         if answer is not None and b"[s/N]" in shown:
+            time.sleep(0.2)  # as a person would: a signal before read(2) begins does not wake it
             os.write(master, answer)
             answer = None
     raise AssertionError(f"no end after {LIMIT_SECONDS} s; shown so far: {shown!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import enum
 import random
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -44,6 +45,21 @@ class Reduced:
 def make_reduced(items: Any) -> Reduced:
     made = Reduced()
     made.items = items
+    return made
+
+
+class Amended(list[Any]):
+    """A list whose arguments may lead back to it: its items are added after it is fetched again."""
+
+    args: Any = None
+
+    def __reduce__(self) -> Any:
+        return make_amended, (self.args,), None, iter(list(self))
+
+
+def make_amended(args: Any, items: Iterable[Any] = ()) -> Amended:
+    made = Amended(items)
+    made.args = args
     return made
 
 
@@ -102,7 +118,9 @@ def make_node(rng: random.Random, kids: list[Any], pick: Any) -> Any:
     elif kind == 10:
         made = rng.choice([DictSubclass, collections.OrderedDict])(zip("qrst", kids))
     else:
-        made = rng.choice([Stateful(), Pair(pick(), pick()), make_reduced(kids)])
+        made = rng.choice(
+            [Stateful(), Pair(pick(), pick()), make_reduced(kids), make_amended(pick(), kids)]
+        )
     return made
 
 
@@ -122,10 +140,29 @@ def make_traces(rng: random.Random, *, recursive: bool) -> list[Any]:
     if recursive:
         for _ in range(rng.randrange(6)):
             target = rng.choice(pool)
-            if isinstance(target, list):
+            if isinstance(target, Amended) and rng.random() < 0.7:
+                target.args = [rng.choice(pool)]
+            elif isinstance(target, list):
                 target.append(rng.choice(pool))
             elif isinstance(target, dict):
                 target["m"] = rng.choice(pool)
             elif isinstance(target, (Plain, Stateful)):
                 target.x = rng.choice(pool)  # type: ignore[union-attr]
     return [rng.choice(pool) for _ in range(rng.randrange(1, 9))]
+
+
+def make_amended_traces(rng: random.Random) -> list[Any]:
+    """Return 2 to 5 traces of few objects, many of which are amended while others are made."""
+    pool: list[Any] = [["leaf"]]
+    for _ in range(rng.randrange(2, 7)):
+        pool.append(rng.choice([make_amended(None), [], {}, (rng.choice(pool), rng.choice(pool))]))
+    for target in pool:
+        for _ in range(rng.randrange(3)):
+            other = rng.choice(pool)
+            if isinstance(target, Amended) and target.args is None and rng.random() < 0.7:
+                target.args = other
+            elif isinstance(target, list):
+                target.append(other)
+            elif isinstance(target, dict):
+                target[rng.randrange(3)] = other
+    return [rng.choice(pool) for _ in range(rng.randrange(2, 6))]

@@ -246,7 +246,7 @@ def test_bad_file_is_one_error_and_the_others_are_done(
     assert load_set(output, "good") == [GOOD_TRACES[:3], GOOD_TRACES[3:]]
     del before["good.pkl.gz"]
     assert snapshot(source) == before
-    assert "1 divididos, 0 omitidos, 1 con error" in done.stdout
+    assert "1 dividido, 0 omitidos, 1 con error" in done.stdout
 
 
 def test_folder_with_the_name_of_a_batch_is_no_input(tmp_path: Path) -> None:
@@ -316,7 +316,9 @@ def test_output_folder_without_write_permission(
     assert snapshot(tmp_path / "in") == before
 
 
-@pytest.mark.parametrize("mode", [0o000, 0o300], ids=["closed", "no-listing"])
+@pytest.mark.parametrize(
+    "mode", [0o000, 0o300, 0o400], ids=["closed", "no-listing", "listing-only"]
+)
 def test_input_folder_that_cannot_be_listed(
     tmp_path: Path, unprivileged: tuple[str, ...], mode: int
 ) -> None:
@@ -370,6 +372,19 @@ def test_batch_larger_than_the_memory(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == GOOD_NAMES
     after = bad.stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_no_memory_for_a_thread_is_told_as_that(tmp_path: Path) -> None:
+    write_batch(tmp_path / "a.pkl", [1, 2])
+    huge = 1 << 46  # bytes of stack for each new thread
+    done = split(
+        *("-i", tmp_path / "a.pkl", "-o", tmp_path / "out"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (huge, huge)),
+    )
+    assert done.returncode == 1
+    (error,) = errors_of(done.stderr)
+    assert "no hay memoria suficiente" in error
+    assert names(tmp_path / "out") == []
 
 
 def test_too_little_memory_to_validate_is_not_told_as_a_bad_disk(tmp_path: Path) -> None:

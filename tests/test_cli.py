@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 import pytest
 from conftest import (
@@ -205,9 +205,9 @@ def test_report_has_a_line_per_file_and_a_summary(folders: Folders) -> None:
 def test_summary_tells_the_memory_of_a_loader(folders: Folders) -> None:
     write_batch(folders.source / "a.pkl.gz", [bytes(1 << 20)] * 3 + [bytes(3 << 20)])
     done = split(*folders.args("-n", 2))  # a repeated object is pickled once in each sub-batch
-    assert "Con 2 sub-batches en caché, un cargador necesitará unos 5.00MB de" in done.stdout
+    assert "Cargados, 2 sub-batches ocuparán unos 5.00MB de memoria" in done.stdout
     alone = split(*folders.args("-n", 9, "--skip-existing"))
-    assert "caché" not in alone.stdout
+    assert "Cargados" not in alone.stdout
 
 
 def test_failures_are_listed_again_with_their_way_out(folders: Folders) -> None:
@@ -326,6 +326,8 @@ def test_help_lists_the_options_of_the_guide_first(flag: str) -> None:
         pytest.param("-i in/ -o in/../in", "son la misma carpeta", id="same-with-dots"),
         pytest.param("-i in -o link", "son la misma carpeta", id="same-through-a-symlink"),
         pytest.param("-i link/ -o in", "son la misma carpeta", id="same-from-a-symlink"),
+        pytest.param(["-i", "", "-o", "out"], "--input/-i: está vacío", id="empty-input"),
+        pytest.param(["-i", "in", "-o", ""], "--output/-o: está vacío", id="empty-output"),
         pytest.param("-o out", "faltan argumentos obligatorios: --input", id="no-input"),
         pytest.param("-i in", "faltan argumentos obligatorios: --output", id="no-output"),
         pytest.param("-i file -o out", "no termina en .pkl ni en .pkl.gz", id="not-a-batch-name"),
@@ -353,7 +355,7 @@ def test_help_lists_the_options_of_the_guide_first(flag: str) -> None:
     ],
 )
 def test_wrong_usage_is_exit_2_and_touches_nothing(
-    tmp_path: Path, args: str, expected: str
+    tmp_path: Path, args: Union[str, list[str]], expected: str
 ) -> None:
     write_batch(tmp_path / "in" / "a.pkl.gz", [1, 2, 3])
     write_batch(tmp_path / "x.pkl.part", [1, 2, 3])
@@ -361,7 +363,7 @@ def test_wrong_usage_is_exit_2_and_touches_nothing(
     (tmp_path / "link").symlink_to("in")
     (tmp_path / "dangling.pkl").symlink_to("nowhere")
     before = snapshot(tmp_path)
-    done = split(*args.split(), cwd=tmp_path)
+    done = split(*(args.split() if isinstance(args, str) else args), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
@@ -461,10 +463,11 @@ def test_yes_needs_no_question_on_a_terminal(folders: Folders) -> None:
     assert names(folders.source) == []
 
 
-def test_symlinked_original_is_kept(folders: Folders) -> None:
+@pytest.mark.parametrize("more", [(), ("--quiet",)], ids=["loud", "quiet"])
+def test_symlinked_original_is_kept(folders: Folders, more: tuple[str, ...]) -> None:
     target = write_batch(folders.source.parent / "elsewhere" / "real.pkl", [1, 2])
     (folders.source / "a.pkl").symlink_to(target)
-    done = split(*folders.args("--delete-original", "--yes"))
+    done = split(*folders.args("--delete-original", "--yes", *more))
     assert done.returncode == 0
     assert "original conservado: es un enlace simbólico" in done.stderr
     assert "eliminado" not in done.stdout
@@ -504,8 +507,23 @@ def test_skipped_source_is_never_deleted(folders: Folders) -> None:
     write_batch(folders.source / "b.pkl.gz", [3])
     done = split(*folders.args("--skip-existing", "--delete-original", "--yes"))
     assert done.returncode == 0
+    assert "AVISO a.pkl.gz: original conservado: ya estaba dividido al empezar" in done.stderr
     assert names(folders.source) == ["a.pkl.gz"]
     assert names(folders.output) == sub_names("a", 1) + sub_names("b", 1)
+
+
+def test_only_what_was_to_be_deleted_from_the_start_is_deleted(folders: Folders) -> None:
+    """The set of a skipped batch disappears during the run: it is made again, nothing more."""
+    write_batch(folders.source / "b.pkl", [1, 2])
+    assert split(*folders.args()).returncode == 0
+    module = "import os\ndef remove(path):\n    if os.path.exists(path): os.unlink(path)\n"
+    env = write_module(folders.source.parent / "modules", "removing", module)
+    call = pickled_call("removing", "remove", str(folders.output / "b_sub0000.pkl.gz"))
+    (folders.source / "a.pkl").write_bytes(pickled_list(call))
+    done = split(*folders.args("--skip-existing", "--delete-original", "--yes"), env=env)
+    assert done.returncode == 0
+    assert names(folders.source) == ["b.pkl"]
+    assert load_set(folders.output, "b") == [[1, 2]]
 
 
 # Sets that are there already
@@ -542,8 +560,8 @@ def test_skip_existing_passes_over_the_same_set(
     done = split(*folders.args("-n", 1, "--skip-existing", *again_with))
     assert (done.returncode, done.stderr) == (0, "")
     assert "a.pkl.gz: omitido" in done.stdout
-    assert "-n no se ha comparado" in done.stdout
-    assert "0 divididos, 1 omitidos, 0 con error" in done.stdout
+    assert "ni releídos ni comparados con -n" in done.stdout
+    assert done.stdout.endswith("Resumen: 0 divididos, 1 omitido, 0 con error.\n")
     assert snapshot(folders.output) == before
 
 
@@ -607,7 +625,7 @@ def test_two_inputs_of_one_stem_both_fail(folders: Folders) -> None:
     assert "a.pkl: sus sub-batches se llamarían igual que los de a.pkl.gz" in done.stderr
     assert "a.pkl.gz: sus sub-batches se llamarían igual que los de a.pkl\n" in done.stderr
     assert names(folders.output) == sub_names("b", 1)
-    assert "1 divididos, 0 omitidos, 2 con error" in done.stdout
+    assert "1 dividido, 0 omitidos, 2 con error" in done.stdout
 
 
 # Publishing
@@ -724,7 +742,7 @@ def test_dry_run_touches_nothing(folders: Folders) -> None:
     assert "a.pkl.gz" in done.stdout
     assert re.search(r"^A eliminar, ya validados: 1 original \(\d+\.\d+B\)\.$", done.stdout, re.M)
     assert re.search(r"^Espacio: \S+B libres; harán falta unos \S+B\.$", done.stdout, re.M)
-    assert "se dividiría en a_sub0000…, 250 traces en cada uno" in done.stdout
+    assert "se dividiría en a_sub0000.pkl.gz…, de hasta 250 traces" in done.stdout
     assert snapshot(folders.source.parent) == before
 
 

@@ -153,6 +153,15 @@ def test_members_and_zeros_after_them(tmp_path: Path) -> None:
     assert read_back(path) == b"one" + NOISE
 
 
+def test_a_member_may_begin_on_the_last_byte_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    wanted = divide_conquer._DEFLATED_BYTES - 1
+    lengths = (wanted - overhead for overhead in range(300))
+    first = next(n for n in lengths if len(gzip.compress(NOISE[:n], 1)) == wanted)
+    path.write_bytes(gzip.compress(NOISE[:first], 1) + gzip.compress(b"two"))
+    assert read_back(path) == NOISE[:first] + b"two"
+
+
 @pytest.mark.parametrize("junk", [b"x", b"\x1f", b"junk" * 9, b"\0\0junk"])
 def test_junk_after_a_member_is_an_error(tmp_path: Path, junk: bytes) -> None:
     path = tmp_path / "a"

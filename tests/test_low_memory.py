@@ -29,7 +29,7 @@ from conftest import (
     write_batch,
     write_module,
 )
-from graphs import make_traces
+from graphs import make_amended_traces, make_traces
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from test_bad_input import BAD_FILES, MODULE, Make, content, pickled
@@ -111,6 +111,63 @@ def test_values_and_their_sharing_are_equal(pickler: str, protocol: int, seed: i
     for number, part in enumerate(parts):
         expected = pickle.dumps(source[number * n : (number + 1) * n], 5)
         assert pickle.dumps(pickle.loads(part), 5) == expected
+
+
+@pytest.mark.parametrize("block_bytes", [33, 64, 100])
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("pickler", PICKLERS)
+def test_opcodes_that_cross_blocks(
+    monkeypatch: pytest.MonkeyPatch, pickler: str, protocol: int, block_bytes: int
+) -> None:
+    """As above, but each block that is read holds a few opcodes only."""
+    monkeypatch.setattr(divide_conquer, "BLOCK_BYTES", block_bytes)
+    compared = 0
+    for seed in range(60):
+        traces = make_traces(random.Random(seed), recursive=True)
+        try:
+            data = PICKLERS[pickler](traces, protocol)
+            source = pickle.loads(data)
+            parts = split_bytes(data, 1)
+        except LoadError as error:
+            assert error.problem == RECURSIVE_LIMIT
+            continue
+        except Exception:
+            continue  # not picklable
+        together = [trace for part in parts for trace in pickle.loads(part)]
+        assert len(together) == len(source)
+        for trace, expected in zip(together, source):
+            assert pickle.dumps(trace, 5) == pickle.dumps(expected, 5)
+        compared += 1
+    assert compared > 5
+
+
+def test_objects_amended_while_others_are_made_are_right_or_refused() -> None:
+    outcomes = {"refused": 0, "equal": 0}
+    for seed in range(2000):
+        rng = random.Random(seed)
+        traces, n, protocol = make_amended_traces(rng), rng.randrange(1, 4), rng.randrange(6)
+        try:
+            data = dump_python(traces, protocol)
+            source = pickle.loads(data)
+            expected = [pickle.dumps(source[i : i + n], 5) for i in range(0, len(source), n)]
+        except RecursionError:
+            continue
+        try:
+            parts = split_bytes(data, n)
+        except LoadError as error:
+            assert error.problem == RECURSIVE_LIMIT
+            outcomes["refused"] += 1
+        else:
+            assert [pickle.dumps(pickle.loads(part), 5) for part in parts] == expected
+            outcomes["equal"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+def test_a_line_that_ends_at_the_first_byte_of_a_block() -> None:
+    start = b"(lV"
+    text = b"x" * (divide_conquer.BLOCK_BYTES - len(start))
+    parts = split_bytes(start + text + b"\naVbbb\naVccc\na.", 1)
+    assert [pickle.loads(part) for part in parts] == [[text.decode()], ["bbb"], ["ccc"]]
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -278,6 +335,8 @@ def cyclic() -> list[Any]:
     return traces
 
 
+NOT_COPYABLE = "no se pueden copiar(.*\n)+.*sin --low-memory"
+
 REFUSED = [
     pytest.param(pickle.dumps((1, 2)), "objeto tuple.*\n.*\n.*sin --low-memory", id="tuple"),
     pytest.param(pickle.dumps({"a": 1}), "objeto dict", id="dict"),
@@ -290,8 +349,8 @@ REFUSED = [
     pytest.param(
         pickle.dumps(cyclic()), "lista entera(.*\n)+.*sin --low-memory", id="refers-to-list"
     ),
-    pytest.param(b"\x80\x05](\x97e.", "búferes externos", id="next-buffer"),
-    pytest.param(b"\x80\x05](K\x01\x98e.", "búferes externos", id="readonly-buffer"),
+    pytest.param(b"\x80\x05](\x97e.", "fuera del archivo", id="next-buffer"),
+    pytest.param(b"\x80\x05](K\x01\x98e.", "fuera del archivo", id="readonly-buffer"),
     pytest.param(b"](K\x012e.", "no se pueden copiar", id="dup"),
     pytest.param(pickle.dumps([1]) * 2, "más datos", id="two-pickles"),
     pytest.param(gzip.compress(pickle.dumps([1])) * 2, "más datos", id="two-members"),
@@ -305,7 +364,10 @@ REFUSED = [
     pytest.param(b"](\x85e.", "dañado", id="stack-underflow"),
     pytest.param(b"0].", "dañado", id="pop-of-nothing"),
     pytest.param(b"](h\x07e.", "dañado", id="undefined-memo-id"),
-    pytest.param(b"](K\x01q\x01K\x02q\x01e.", "dañado", id="memo-id-twice"),
+    pytest.param(b"](K\x01q\x01K\x02q\x01e.", NOT_COPYABLE, id="memo-id-twice"),
+    pytest.param(b"](]q\x01q\x02e.", NOT_COPYABLE, id="two-ids-for-one-object"),
+    pytest.param(b"\x80\x02](]q\x01K\x010e.", NOT_COPYABLE, id="pop-after-a-state-setter"),
+    pytest.param(b"\x80\x02](K\x01\x80\x04K\x01e.", NOT_COPYABLE, id="protocol-in-the-middle"),
     pytest.param(b"]K\x01e.", "dañado", id="no-mark"),
     pytest.param(b"](K\x01.", "dañado", id="mark-left"),
     pytest.param(b"\x80\x63](K\x01e.", "dañado", id="unknown-protocol"),
@@ -403,6 +465,33 @@ def test_index_takes_a_few_bytes_for_each_id_and_fetch(tmp_path: Path) -> None:
         )
         peaks.append(peak_mib(done.stdout))
     assert (peaks[1] - peaks[0]) * 2**20 < 300_000 * (40 + 16) + (10 << 20)
+
+
+def test_too_little_memory_for_the_index_is_a_clear_error(tmp_path: Path) -> None:
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
+
+    source = tmp_path / "a.pkl"
+    source.write_bytes(b"](" + b"N" * 10**7 + b"e.")
+    done = split("-i", source, "-o", tmp_path / "out", "--low-memory", preexec_fn=limit)
+    assert done.returncode == 1
+    assert "no hay memoria suficiente" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == []
+
+
+def test_a_long_chain_of_traces_names_its_way_out(tmp_path: Path) -> None:
+    traces: list[Any] = [{"parent": None}]
+    for _ in range(1500):
+        traces.append({"parent": traces[-1]})
+    source = write_batch(tmp_path / "a.pkl", traces)
+    few = split("-i", source, "-o", tmp_path / "out", "-n", 750, "--low-memory")
+    assert few.returncode == 1
+    assert "Qué hacer: usa un --traces-per-batch mayor" in few.stderr
+    many = split("-i", source, "-o", tmp_path / "out", "-n", 2000, "--low-memory")
+    assert (many.returncode, many.stderr) == (0, "")
 
 
 def test_lying_length_allocates_nothing(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ PHASES = ["load", "save", "validate"]
 SIGNALS = [
     pytest.param(signal.SIGINT, 130, id="sigint"),
     pytest.param(signal.SIGTERM, 143, id="sigterm"),
+    pytest.param(signal.SIGHUP, 129, id="sighup"),
 ]
 
 
@@ -232,6 +233,6 @@ def test_ctrl_c_at_the_question_does_nothing(tmp_path: Path) -> None:
         *scene.args("--delete-original"), answer=b"\x03", env=scene.env, controlling=True
     )
     assert (done.returncode, done.stdout) == (130, "")
-    assert "Interrumpido" in done.terminal
+    assert "Interrumpido: no se ha hecho nada." in done.terminal
     assert "Traceback" not in done.terminal
     assert snapshot(tmp_path) == before
