@@ -96,8 +96,9 @@ def test_the_python_call_works(project: Path) -> None:
     env = environment(PYTHONUTF8="1")
     done = run_block("python call.py", project, env)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "300 traces en 3 archivos;" in done.stdout and "save: " in done.stdout
+    assert "batch_0000_sub0002.pkl.gz" in done.stdout and "save: 1" in done.stdout
     assert len(names(project / "traces_data_split")) == 3
+    assert "ya estaba dividido" in run_block("python call.py", project, env).stdout
     (project / "traces_data" / "batch_0000.pkl.gz").write_bytes(b"damaged")
     done = run_block("rm -r traces_data_split; python call.py", project, env)
     assert "Qué hacer:" in done.stdout
