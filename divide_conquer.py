@@ -51,6 +51,7 @@ import traceback
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -1023,6 +1024,9 @@ def _read_memo_id(code: int, argument: bytes) -> int:
     return int.from_bytes(argument[: _WIDTHS[code] - 1], "little")
 
 
+_NOTHING: AbstractSet[int] = frozenset()
+
+
 class _Shared:
     """The objects that sub-batches after their own one fetch, and the bytes that make them.
 
@@ -1033,7 +1037,7 @@ class _Shared:
 
     def __init__(self, index: PickleIndex, first_traces: Sequence[int]) -> None:
         self._index = index
-        self.depends_on: dict[int, set[int]] = {}
+        self.depends_on: dict[int, AbstractSet[int]] = {}
         starts = [index.trace_starts[trace] for trace in first_traces]
         self._refuse_distant_amendments(starts)
         waiting = []
@@ -1043,7 +1047,8 @@ class _Shared:
         while waiting:
             memo_id = waiting.pop()
             if memo_id not in self.depends_on:
-                self.depends_on[memo_id] = index.fetched_from_outside(memo_id)
+                # Most depend on nothing, and an empty set of their own takes 216 bytes.
+                self.depends_on[memo_id] = index.fetched_from_outside(memo_id) or _NOTHING
                 waiting += self.depends_on[memo_id]
         spans = sorted(
             (start, -stop, memo_id)
@@ -1051,8 +1056,8 @@ class _Shared:
             for start, stop in index.spans_of(memo_id)
         )
         self.detours = self._find_detours(spans)
-        self._starts: list[int] = []  # of the outermost spans, in which all others lie
-        self._stops: list[int] = []
+        self._starts = array.array("q")  # of the outermost spans, in which all others lie
+        self._stops = array.array("q")
         for start, minus_stop, _ in spans:
             if not self._stops or -minus_stop > self._stops[-1]:
                 self._starts.append(start)
@@ -2528,10 +2533,13 @@ def describe_plan(
     if delete_original and doomed:
         originals, total = _count_originals(doomed)
         lines.append(f"A eliminar, ya validados: {originals} ({total}).")
-    needed = _format_size(sum(planned.size_bytes for planned in plan if planned.will_split))
-    free = _format_size(free_disk_bytes(output_dir))
+    needed = sum(planned.size_bytes for planned in plan if planned.will_split)
+    free = free_disk_bytes(output_dir)
     about = "unos" if compress else "al menos"  # what gzip has saved so far is not known
-    lines.append(f"Espacio: {free} libres; harán falta {about} {needed}.")
+    lines.append(
+        f"Espacio: {_format_size(free)} libres; harán falta {about} {_format_size(needed)}"
+        + (", puede que no quepan." if needed > free else ".")
+    )
     lines.append(_describe_residual_parts(output_dir))
     return lines
 
@@ -2790,6 +2798,12 @@ def _split_planned(
     )
 
 
+def _warn_of_trouble(planned: PlannedFile, args: argparse.Namespace, console: Console) -> None:
+    if planned.will_split:
+        for warning in foresee_trouble(planned, args.output, low_memory=args.low_memory):
+            console.warn(planned.source, warning)
+
+
 def _run(
     plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console, signals: _Signals
 ) -> int:
@@ -2804,9 +2818,7 @@ def _run(
             console.show_progress(f"{where} {_PHASE_LABELS[phase]}", done, expected)
 
         signals.check()
-        if planned.will_split:
-            for warning in foresee_trouble(planned, args.output, low_memory=args.low_memory):
-                console.warn(planned.source, warning)
+        _warn_of_trouble(planned, args, console)
         try:
             report = _split_planned(planned, args, progress)
         except SplitError as error:
@@ -2856,6 +2868,8 @@ def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals)
             delete_original=args.delete_original,
         )
         console.report(*lines)
+        for planned in plan:
+            _warn_of_trouble(planned, args, console)
         return 1 if any(planned.refusal for planned in plan) else 0
     if args.delete_original and not args.yes and not _confirm_deletion(plan, console):
         return 1

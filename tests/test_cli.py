@@ -770,6 +770,15 @@ def test_dry_run_foresees_what_cannot_be_opened(folders: Folders) -> None:
     assert re.search(r"b\.pkl \(.+\): fallaría: no se puede leer", done.stdout)
 
 
+def test_dry_run_foresees_too_little_memory_and_disk(folders: Folders) -> None:
+    with (folders.source / "a.pkl").open("wb") as file:
+        file.truncate(1 << 42)  # sparse
+    done = split(*folders.args("--dry-run"))
+    assert done.returncode == 0
+    assert re.search(r"harán falta unos 4\.00TB, puede que no quepan\.", done.stdout)
+    assert re.search(r"^AVISO a\.pkl: ocupa 4\.00TB .*--low-memory", done.stderr, re.M)
+
+
 def test_dry_run_is_exit_1_where_a_file_would_fail(folders: Folders) -> None:
     write_batch(folders.source / "a.pkl.gz", [1])
     write_batch(folders.source / "b.pkl.gz", [2])
