@@ -28,9 +28,10 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "divide_conquer.py"
 sys.path.insert(0, str(ROOT))  # the module under test, also where it is not installed
 
-# Where the suite itself runs in the background (CI, nohup), SIGINT comes ignored, and a child would
-# inherit that: the script rightly leaves it so, and the tests of Ctrl-C would send it in vain.
+# Where the suite itself runs in the background (CI, nohup), these come ignored, and a child would
+# inherit that: the script rightly leaves it so, and the tests would send them in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 LIMIT_SECONDS = 60  # no test may hang the suite
 

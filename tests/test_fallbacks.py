@@ -56,6 +56,7 @@ ctypes.CDLL = CDLL
 NO_UTIME_BY_FD = "os.supports_fd.discard(os.utime)"
 # No Linux knows this command of macOS, nor does a network volume there: a real EINVAL.
 FULLFSYNC_REFUSED = "import fcntl; fcntl.F_FULLFSYNC = 51"
+NO_SIGHUP = "del signal.SIGHUP"
 NO_ISAL = "sys.modules['isal'] = None"
 
 HARMLESS = {
@@ -71,9 +72,10 @@ HARMLESS = {
     "no C library": NO_LIBC,
     "no utime by descriptor": NO_UTIME_BY_FD,
     "F_FULLFSYNC refused": FULLFSYNC_REFUSED,
+    "no SIGHUP": NO_SIGHUP,
     "no isal": NO_ISAL,
     "none of them": "\n".join(
-        (NO_FCNTL, NO_FADVISE, NO_RESOURCE, NO_PROC, NO_PROCESSOR_COUNT, NO_LIBC)
+        (NO_FCNTL, NO_FADVISE, NO_RESOURCE, NO_PROC, NO_PROCESSOR_COUNT, NO_LIBC, NO_SIGHUP)
     ),
 }
 
