@@ -672,7 +672,7 @@ def read_opcodes(window: _Window) -> Iterator[tuple[int, int, int, bytes]]:
     Raises EOFError, or UnpicklingError for what is no opcode.
     """
     code = 0
-    safe_until = -1  # offset from which on an opcode may reach beyond the data of the window
+    safe_until = -1  # beyond this offset an opcode may reach past the data of the window
     while code != _STOP:
         if window.offset > safe_until:
             if not window.peek(_LOOKAHEAD_BYTES):
@@ -1998,12 +1998,13 @@ class Batch(Protocol):
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    """A thread that gets no stack is told as a RuntimeError."""
+    """Return whether it is for want of memory: a thread that gets no stack is a RuntimeError."""
     return isinstance(error, MemoryError) or "can't start new thread" in str(error)
 
 
 @contextlib.contextmanager
 def _explaining_lack_of_memory(path: Path) -> Iterator[None]:
+    """Raise SplitError about path for want of memory, wherever in the split it was noticed."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
