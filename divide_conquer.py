@@ -5,7 +5,7 @@
 # ///
 """Split pickled batches of LLM traces into smaller batches, and never lose a trace.
 
-Input: files ``<stem>.pkl`` or ``<stem>.pkl.gz``, each one pickled list (or tuple) of N traces.
+Input: files ``<stem>.pkl`` or ``<stem>.pkl.gz``, each one pickled list of N traces.
 Output: files ``<stem>_sub0000.pkl.gz``, ``<stem>_sub0001.pkl.gz``, ... of at most
 ``--traces-per-batch`` traces each, in the order of the source; together they are its *set*.
 
@@ -35,7 +35,7 @@ import functools
 import gc
 import importlib
 import io
-import math
+import itertools
 import os
 import pickle
 import pickletools
@@ -45,13 +45,13 @@ import signal
 import stat
 import struct
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -498,8 +498,8 @@ def _refuse_other_formats(stream: io.BufferedReader[Any], path: Path) -> None:
         )
 
 
-def load_traces(stream: io.BufferedReader[Any], path: Path) -> Union[list[Any], tuple[Any, ...]]:
-    """Unpickle the one list or tuple of traces that stream holds, and read it to its end.
+def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
+    """Unpickle the one list of traces that stream holds, and read it to its end.
 
     Raises LoadError, naming path, for anything else: damaged or truncated data, a second pickle,
     a missing module, too little memory, a top object of another type, an empty list.
@@ -514,7 +514,7 @@ def load_traces(stream: io.BufferedReader[Any], path: Path) -> Union[list[Any], 
         raise _load_error(path, error) from error
     if more:
         raise LoadError(path, *_MORE_DATA)
-    if type(traces) not in (list, tuple):
+    if type(traces) is not list:  # a tuple is mostly (traces, labels), and would be cut wrongly
         raise LoadError(
             path,
             f"contiene un objeto {_describe(traces)}, no una lista de traces",
@@ -522,7 +522,7 @@ def load_traces(stream: io.BufferedReader[Any], path: Path) -> Union[list[Any], 
         )
     if not traces:
         raise LoadError(path, *_NO_TRACES)
-    return traces  # type: ignore[no-any-return]
+    return traces
 
 
 def count_loaded(stream: io.BufferedReader[Any], path: Path) -> int:
@@ -537,20 +537,23 @@ class LoadedBatch:
     Raises as load_traces.
     """
 
-    def __init__(self, open_stream: OpenStream, path: Path, traces_per_batch: int) -> None:
+    def __init__(self, open_stream: OpenStream, path: Path) -> None:
         with open_stream() as stream:
             traces = load_traces(stream, path)
             self.pickled_bytes = stream.tell()
         self.n_traces = len(traces)
-        self._traces_per_batch = traces_per_batch
-        self._type = type(traces)
         # A list of our own: a trace that refers to the whole list must still find it whole.
         self._waiting = list(traces)
 
+    def begin(self, sizes: Sequence[int], scratch_dir: Path) -> None:
+        """Get ready to dump sub-batches of these numbers of traces; scratch_dir is not needed."""
+        self._sizes = iter(sizes)
+
     def dump_next(self, sink: Writable) -> int:
-        """Pickle the next sub-batch, of the type of the source; return its number of traces."""
-        chunk = self._type(self._waiting[: self._traces_per_batch])
-        del self._waiting[: self._traces_per_batch]
+        """Pickle the next sub-batch; return its number of traces."""
+        size = next(self._sizes)
+        chunk = self._waiting[:size]
+        del self._waiting[:size]
         pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL).dump(chunk)
         return len(chunk)
 
@@ -559,20 +562,39 @@ class LoadedBatch:
 
 
 # ---------------------------------------------------------------------------------------------
-# Walking pickles: a pickled list is split by copying its opcodes; nothing of it is ever loaded.
+# Walking pickles (--low-memory; the sections below need only its last two names): a pickled list is
+# split by copying its opcodes, and nothing of it is ever loaded.
 #
-# A pickle is a program for a stack machine (pickletools explains every opcode).  Two facts make
-# copying sound.  The bytes that build one object are contiguous, and push just that object wherever
-# they are run: a *span*.  And all that ties one span to another are fetches from the memo.  So pass
-# 1 finds the spans of the traces and of all memoized objects, and every fetch; pass 2 copies the
-# traces of a sub-batch with its own memo numbers, and where one fetches an object that this
-# sub-batch does not have yet, it copies the span of that object instead, as pickle.dump would.
+# A pickle is a program for a stack machine; pickletools explains every opcode.  The bytes that make
+# one object are contiguous, its *span*, and all that ties one span to another are fetches from the
+# memo.  So a sub-batch is a slice of the program: first a *prelude*, the spans of what its traces
+# fetch from other sub-batches and of all that those depend on, each thrown away by POP, since only
+# the memo is to keep it; then the list, with the bytes of its own traces.  Everything stays in the
+# order of the source, so every object goes through the states it went through there.  This is the
+# proof that a slice is right, and why recursion is no special case.
+#
+# For it to hold, the span of an object must have all that may change it, and all that is changed
+# together must share a span.  PickleIndex sees to that, and refuses what it cannot prove.
 
 
 _CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
-_STOP, _FRAME, _MEMOIZE = _CODES["STOP"], _CODES["FRAME"], _CODES["MEMOIZE"]
-_LIST, _EMPTY_LIST, _POP_MARK = _CODES["LIST"], _CODES["EMPTY_LIST"], _CODES["POP_MARK"]
-_DUP = _CODES["DUP"]
+
+
+def _codes(names: str) -> tuple[int, ...]:
+    return tuple(_CODES[name] for name in names.split())
+
+
+_STOP, _FRAME, _POP, _MEMOIZE, _BUILD = _codes("STOP FRAME POP MEMOIZE BUILD")
+_LIST, _STACK_GLOBAL, _INST, _OBJ, _NEWOBJ_EX = _codes("LIST STACK_GLOBAL INST OBJ NEWOBJ_EX")
+_LIST_MAKERS = _codes("EMPTY_LIST LIST")
+_APPENDING = _codes("APPEND APPENDS")
+_PAIRING = _codes("SETITEMS DICT")
+_TUPLES = _codes("TUPLE TUPLE1 TUPLE2 TUPLE3")
+_CALLS_OF_TUPLE = _codes("REDUCE NEWOBJ")
+_POPS = _codes("POP POP_MARK")
+_GETS = _codes("GET BINGET LONG_BINGET")
+_CALLS = (*_CALLS_OF_TUPLE, _NEWOBJ_EX, _OBJ, _INST)
+_LOOKAHEAD_BYTES = 32  # more than any opcode of fixed width, or FRAME and a fetch, takes
 
 # How long an opcode is: of a fixed width, or with a length before its payload, or lines of text.
 _WIDTHS = [0] * 256
@@ -592,17 +614,63 @@ for _op in pickletools.opcodes:
     else:
         _LENGTH_BYTES[ord(_op.code)] = _LENGTH_ARGUMENTS[_op.arg.n]
 
+# Of an opcode with a short argument all is shown; of the rest, and after POP, what comes next.
+_REACHES = [0 if code in _POPS else width for code, width in enumerate(_WIDTHS)]
+
+# What an opcode does to the stack: the method of PickleIndex that knows.  All others push.
+_ACTIONS = {
+    "_push_scalars": "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT",
+    "_push_text": "SHORT_BINUNICODE",
+    "_push_global": "GLOBAL",
+    "_mark": "MARK",
+    "_combine": "TUPLE1 TUPLE2 TUPLE3 STACK_GLOBAL REDUCE NEWOBJ NEWOBJ_EX",
+    "_gather": "TUPLE LIST DICT FROZENSET OBJ INST",
+    "_amend": "APPEND SETITEM BUILD",
+    "_amend_marked": "APPENDS SETITEMS ADDITEMS",
+    "_put": "PUT BINPUT LONG_BINPUT MEMOIZE",
+    "_get": "GET BINGET LONG_BINGET",
+    "_pop": "POP POP_MARK",
+    "_refuse_outside": "PERSID BINPERSID NEXT_BUFFER READONLY_BUFFER",
+    "_refuse_dup": "DUP",
+    "_proto": "PROTO",
+    "_stop": "STOP",
+    "_frame": "FRAME",
+}
+_HANDLER_NAMES = {code: do for do, names in _ACTIONS.items() for code in _codes(names)}
+_N_CONSUMED = {ord(op.code): len(op.stack_before) for op in pickletools.opcodes}
+
 # None, booleans, BININT*, BINFLOAT: never memoized, and most of what stands in lists of numbers; so
 # a run of them is found at once.  Bounded, because a regular expression remembers each step.
-_SCALARS = frozenset(map(ord, "N\x88\x89JKMG"))
+_SCALARS = frozenset(_codes(_ACTIONS["_push_scalars"]))
 _ANY_SCALAR = b"|".join(re.escape(b"%c" % code) + b"." * (_WIDTHS[code] - 1) for code in _SCALARS)
 _SCALAR = re.compile(_ANY_SCALAR, re.DOTALL)
 _SCALAR_RUN = re.compile(b"(?:%s){1,1000}" % _ANY_SCALAR, re.DOTALL)
+
+# What kind of object an opcode makes.  Of a call's RESULT nothing is known, but that it is FIXED if
+# the MAKER is numpy.dtype, or makes the bytes of protocol 2; a ROW is no object.  Up to BUILTIN an
+# object can be changed; from ATOM on it fetches nothing.
+_ROW, _RESULT, _BUILTIN, _VALUE, _FIXED, _FIXED_MAKER, _ATOM, _NUMPY_TEXT, _DTYPE_TEXT = range(9)
+_TEXT_KINDS = {b"\x05numpy": _NUMPY_TEXT, b"\x05dtype": _DTYPE_TEXT}
+_FIXED_MAKERS = (b"numpy\ndtype\n", b"_codecs\nencode\n")
+_DTYPE_NAMES = bytes([_NUMPY_TEXT, _DTYPE_TEXT])
+_MADE_KINDS = dict.fromkeys(_CODES.values(), _ATOM)
+for _kind, _names in {
+    _BUILTIN: "EMPTY_LIST LIST EMPTY_DICT DICT EMPTY_SET BYTEARRAY8",
+    _VALUE: "STACK_GLOBAL",
+    _RESULT: "FROZENSET REDUCE NEWOBJ NEWOBJ_EX OBJ INST",
+}.items():
+    _MADE_KINDS.update(dict.fromkeys(_codes(_names), _kind))
+_TYPE_NAMES = {ord(op.code): op.stack_after[0].name for op in pickletools.opcodes if op.stack_after}
+
 _GROUP_TRACES = 1000  # as many objects as a pickler writes between MARK and APPENDS
-_TOO_RECURSIVE = "sus referencias recursivas no se pueden copiar"
-_NOT_COPYABLE = "usa códigos de pickle que no se pueden copiar"
 _COPY_BUFFER_BYTES = 64 << 10
-_LOOKAHEAD_BYTES = 32  # more than any opcode of fixed width, or any memo id in text, takes
+_SPOOL_BYTES = 16 << 20  # what a sub-batch shares with others stays in memory up to here
+_NOT_COPYABLE = "usa códigos de pickle que no se pueden copiar"
+_OUTSIDE = (
+    "sus traces están en parte fuera del archivo (identificadores persistentes o búferes aparte)",
+    "cárgalo con el programa que lo creó y guarda la lista con pickle.dump",
+)
+_UNUSUAL_LIST = "la lista no está escrita como la escribe pickle.dump"
 
 
 class _Window:
@@ -611,11 +679,11 @@ class _Window:
     read: gives the next bytes, at most as many as it is asked for, and none at the end.
     """
 
-    def __init__(self, read: Callable[[int], bytes], position: int = 0) -> None:
+    def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
         self.data = b""
         self.offset = 0
-        self.base = position
+        self.base = 0
 
     @property
     def position(self) -> int:
@@ -667,35 +735,50 @@ def read_opcodes(window: _Window) -> Iterator[tuple[int, int, int, bytes]]:
     """Yield code, start, end and argument of each opcode up to STOP.
 
     The argument is whole where it is a number.  A run of scalars comes as its first code, with all
-    of the run as argument.  No length is believed before its bytes have come.
+    of the run as argument; POP and POP_MARK come with the bytes that follow them.
+    No length is believed before its bytes have come.
     pickletools.genops would decode the texts, which pickle.load takes, and is four times slower.
-    Raises EOFError, or UnpicklingError for what is no opcode.
+    Raises EOFError, or UnpicklingError for what is no opcode or does not fit its FRAME (PEP 3154).
     """
     code = 0
-    safe_until = -1  # beyond this offset an opcode may reach past the data of the window
+    frame_end = 0
+    safe_until = -1  # beyond this offset an opcode may reach past its frame, or the window's data
     while code != _STOP:
         if window.offset > safe_until:
             if not window.peek(_LOOKAHEAD_BYTES):
                 raise EOFError("the pickle has no end")
             data, base = window.data, window.base
-            safe_until = len(data) - _LOOKAHEAD_BYTES
+            limit = len(data)
+            safe_until = limit - _LOOKAHEAD_BYTES
+            if base + window.offset < frame_end < base + limit:
+                limit = frame_end - base
+                safe_until = min(safe_until, limit - 1)
         offset = window.offset
         code = data[offset]
         width = _WIDTHS[code]
-        if code in _SCALARS and (run := _SCALAR_RUN.match(data, offset)):
+        if code in _SCALARS and (run := _SCALAR_RUN.match(data, offset, limit)):
             argument = run[0]
             width = len(argument)
         else:
-            argument = data[offset + 1 : offset + (width or _LOOKAHEAD_BYTES)]
+            argument = data[offset + 1 : offset + (_REACHES[code] or _LOOKAHEAD_BYTES)]
             if not width and code in _LENGTH_BYTES:
                 length_bytes = _LENGTH_BYTES[code]
                 width = 1 + length_bytes + int.from_bytes(argument[:length_bytes], "little")
-        if width and offset + width <= len(data):
+        start = base + offset
+        if width and offset + width <= limit:
             window.offset = offset + width
         else:
             safe_until = -1  # the window moves on
             _skip_slowly(window, code, width)
-        yield code, base + offset, window.base + window.offset, argument
+        end = window.base + window.offset
+        if start < frame_end and (end > frame_end or code == _FRAME):
+            raise pickle.UnpicklingError(f"el FRAME que acaba en {frame_end} no encaja")
+        if code == _FRAME:
+            frame_end = end + int.from_bytes(argument, "little")
+            safe_until = -1
+        yield code, start, end, argument
+    if frame_end > end:
+        raise EOFError("the last frame is cut off")
 
 
 def _skip_slowly(window: _Window, code: int, width: int) -> None:
@@ -710,16 +793,36 @@ def _skip_slowly(window: _Window, code: int, width: int) -> None:
         raise pickle.UnpicklingError(f"código {code} desconocido en la posición {window.position}")
 
 
-_FETCHED = 1 << 62  # larger than any position: see PickleIndex._stack
+def _read_memo_id(code: int, argument: bytes) -> int:
+    if code in _N_LINES:
+        return int(argument[: argument.index(b"\n")])
+    return int.from_bytes(argument[: _WIDTHS[code] - 1], "little")
+
+
+_FETCHED = 1 << 62  # larger than any memo id: see PickleIndex
+_NO_IDS = array.array("q")
+_FRAME_BYTE = b"%c" % _FRAME
 
 
 class PickleIndex:
     """Pass 1: where the traces of a pickled list begin and end, and what ties them to each other.
 
-    Positions are byte offsets in the decompressed pickle.  For memo ids, counted in the order of
-    their definition: starts and ends of their spans, defined where, and last_fetch (or -1).  For
-    fetches, and for frames (id -1): positions and ids.  Arrays, because there may be millions:
-    32 bytes a memo id, 16 a fetch.
+    Positions are byte offsets in the decompressed pickle.  Memo ids count the PUTs from 0, with the
+    *rows* between them: ids of spans that nobody memoizes, but that others belong to or are changed
+    by.  Of an id: starts and ends of its span, defined where, kind.  An end below 0 is ~id of the
+    id whose span is also this one's (see unit_of).  Of a fetch, and of a FRAME (id -1): position
+    and id.  Arrays, because there may be millions: 25 bytes an id, 16 a fetch.
+
+    An entry of the stack is the start of an object's span; ~id once it is memoized; and
+    ~(_FETCHED + n) for what event n has fetched:
+
+        opcode      stack, and what is learned     opcode      stack, and what is learned
+        0 ]         [0]                            8 h 0       [0] ( [3] [~_FETCHED]
+        1 (         [0] (                            (fetch 0 at 8 is of id 0)
+        2 N         [0] ( [2]                      10 e        [0]
+        3 ]         [0] ( [2] [3]                    (three traces: from 2, 3 and 8)
+        4 q 0       [0] ( [2] [~0]                 11 .        the list is all there is
+          (id 0: 3 to 6, or as far as appends go)
 
     Raises LoadError for whatever cannot be split by copying.
     """
@@ -727,7 +830,6 @@ class PickleIndex:
     def __init__(self, stream: io.BufferedReader[Any], path: Path) -> None:
         self._path = path
         self.protocol = 0
-        self.memoizes_list = False
         self.explicit_puts = False
         self.trace_starts = array.array("q")
         # Traces are contiguous up to the APPENDS that ends their group of 1000 or so.
@@ -736,22 +838,30 @@ class PickleIndex:
         self.starts = array.array("q")
         self.ends = array.array("q")
         self.defined = array.array("q")
-        self.last_fetch = array.array("q")
+        self.kinds = bytearray()
+        self._rows = array.array("q")
+        self._puts_before_rows = array.array("q")
         self.event_positions = array.array("q")
         self.event_ids = array.array("q")
-        # What is done to an object after it was fetched again, by id: spans that belong to it too.
-        self.amendments: dict[int, list[tuple[int, int]]] = {}
+        # By id, rows: what changes it elsewhere than where it is made, so belongs to it, too.
+        self.amendments: dict[int, list[int]] = {}
         # Memo ids that the pickle names itself, unless they count up from the first (Python 2: 1).
         self._first_name = 0
         self._named_ids: Optional[dict[int, int]] = None
-        # An entry is the start of an object's span; ~id once it is memoized; -_FETCHED - n for what
-        # event n has fetched.
-        self._stack: list[int] = []
+        self._stack = array.array("q")
+        self._kinds = bytearray()  # of the stack's objects
         self._marks: list[tuple[int, int]] = []  # height of the stack and position
-        self._bottom = 0  # the opcode that made the lowest object
-        # Objects thrown away by POP belong to the fetch that follows (recursive tuples).
-        self._popped: Optional[tuple[int, int]] = None
-        self._popped_starts: dict[int, int] = {}
+        # What can be changed through tuples on the stack, by the height of the tuple: ids of what
+        # was made in it or in its tuples, ~ids of what itself has fetched.  See _note_call.
+        self._held_heights = array.array("q")
+        self._held_ids = array.array("q")
+        # The call that was last: its end, function and what it fetched as arguments, if known.
+        self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
+        self._popped = (
+            -1
+        )  # where what POP threw away began, if it belongs to the fetch that follows
+        self._popped_starts: dict[int, int] = {}  # by event
+        self._begin_object(0)
         try:
             _refuse_other_formats(stream, path)
             self._walk(_Window(stream.read))
@@ -760,16 +870,17 @@ class PickleIndex:
         except (EOFError, OSError, ValueError, pickle.UnpicklingError, *GZIP_ERRORS) as error:
             raise _load_error(path, error) from error
 
-    @property
-    def n_traces(self) -> int:
-        return len(self.trace_starts)
-
     def _walk(self, window: _Window) -> None:
+        handlers = [getattr(self, _HANDLER_NAMES.get(code, "_push")) for code in range(256)]
         for code, start, end, argument in read_opcodes(window):
-            _HANDLERS[code](self, code, start, end, argument)
+            handlers[code](code, start, end, argument)
         self.pickled_bytes = window.position
         if window.peek(1):
             raise LoadError(self._path, *_MORE_DATA)
+
+    @property
+    def n_traces(self) -> int:
+        return len(self.trace_starts)
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise LoadError for what only the default mode can split."""
@@ -778,13 +889,32 @@ class PickleIndex:
     def _misuse(self, start: int) -> NoReturn:
         raise pickle.UnpicklingError(f"la pila o el memo no cuadran en la posición {start}")
 
+    # The stack.
+
+    def _begin_object(self, code: int) -> None:
+        """Note what makes the lowest object, and that it may be the list of the traces."""
+        self._bottom = 0 if self._marks else code
+        self._list_id = -1
+        self._list_problem = ""
+        del self.trace_starts[:], self.group_stops[:], self.group_ends[:]
+
+    def _is_list(self, height: int) -> bool:
+        """Return whether what lies below this height may be the list of the traces."""
+        return height == 1 and not self._marks and self._bottom in _LIST_MAKERS
+
     def _start_of(self, entry: int) -> int:
         if entry >= 0:
             return entry
-        if entry > -_FETCHED:
+        if ~entry < _FETCHED:
             return self.starts[~entry]
-        event = -_FETCHED - entry
+        event = ~entry - _FETCHED
         return self._popped_starts.get(event, self.event_positions[event])
+
+    def _id_of(self, entry: int) -> int:
+        """Return the memo id of an entry, made or fetched; -1 if it has none."""
+        if entry >= 0:
+            return -1
+        return ~entry if ~entry < _FETCHED else self.event_ids[~entry - _FETCHED]
 
     def _need(self, n_objects: int, start: int) -> None:
         """Check that n_objects lie on the stack above the last MARK."""
@@ -794,130 +924,362 @@ class PickleIndex:
 
     def _push(self, code: int, start: int, end: int, argument: bytes) -> None:
         if not self._stack:
-            self._bottom = code
+            self._begin_object(code)
         self._stack.append(start)
+        self._kinds.append(_MADE_KINDS[code])
+
+    def _push_text(self, code: int, start: int, end: int, argument: bytes) -> None:
+        self._push(code, start, end, argument)
+        if argument[:6] in _TEXT_KINDS:
+            self._kinds[-1] = _TEXT_KINDS[argument[:6]]
+
+    def _push_global(self, code: int, start: int, end: int, argument: bytes) -> None:
+        self._push(code, start, end, argument)
+        if argument.startswith(_FIXED_MAKERS):
+            self._kinds[-1] = _FIXED_MAKER
 
     def _push_scalars(self, code: int, start: int, end: int, argument: bytes) -> None:
         if not self._stack:
-            self._bottom = code
-        self._stack += [start + scalar.start() for scalar in _SCALAR.finditer(argument)]
-
-    def _combine(self, code: int, start: int, end: int, argument: bytes) -> None:
-        """One object from a fixed number of others."""
-        n_objects = _N_CONSUMED[code]
-        self._need(n_objects, start)
-        span_start = self._start_of(self._stack[-n_objects])
-        del self._stack[-n_objects:]
-        self._push(code, span_start, span_start, b"")
-
-    def _pop_mark(self, start: int) -> tuple[list[int], int]:
-        """Remove what lies above the last MARK; return it, and where the MARK is."""
-        if not self._marks:
-            self._misuse(start)
-        height, mark_start = self._marks.pop()
-        objects = self._stack[height:]
-        del self._stack[height:]
-        return objects, mark_start
+            self._begin_object(code)
+        self._stack.extend([start + scalar.start() for scalar in _SCALAR.finditer(argument)])
+        self._kinds.extend([_ATOM] * (len(self._stack) - len(self._kinds)))
 
     def _mark(self, code: int, start: int, end: int, argument: bytes) -> None:
         self._marks.append((len(self._stack), start))
 
+    def _pop_mark(self, start: int) -> tuple[int, int]:
+        """Remove the last MARK; return the height of the stack below it, and where it was."""
+        if not self._marks:
+            self._misuse(start)
+        return self._marks.pop()
+
+    def _combine(self, code: int, start: int, end: int, argument: bytes) -> None:
+        """One object from a fixed number of others."""
+        self._need(_N_CONSUMED[code], start)
+        height = len(self._stack) - _N_CONSUMED[code]
+        self._make(code, height, self._start_of(self._stack[height]), end)
+
     def _gather(self, code: int, start: int, end: int, argument: bytes) -> None:
         """One object from all above the MARK."""
-        objects, mark_start = self._pop_mark(start)
-        self._push(code if not (objects and code == _LIST) else 0, mark_start, mark_start, b"")
+        height, mark_start = self._pop_mark(start)
+        n_objects = len(self._stack) - height
+        if (code in _PAIRING and n_objects % 2) or (code == _OBJ and not n_objects):
+            self._misuse(start)
+        self._make(code, height, mark_start, end)
+
+    def _make(self, code: int, height: int, span_start: int, end: int) -> None:
+        """Put one object in the place of all from this height on."""
+        entry, kind, held = span_start, _MADE_KINDS[code], _NO_IDS
+        is_filled = height < len(self._stack)
+        if code in _TUPLES:
+            made, fetched = self._find_changeable(height)
+            held = made + array.array("q", [~memo_id for memo_id in fetched])
+            n_changeable = sum(item <= _BUILTIN for item in self._kinds[height:]) if held else 0
+            kind = _RESULT if n_changeable > len(fetched) else _VALUE
+        elif code in _CALLS:
+            entry = self._note_call(code, height, span_start, end)
+            if is_filled and self._kinds[height] == _FIXED_MAKER:
+                kind = _FIXED
+        elif code == _STACK_GLOBAL and self._kinds[height:] == _DTYPE_NAMES:
+            kind = _FIXED_MAKER
+        self._drop(height)
+        if not self._stack:
+            self._begin_object(code)
+            if code == _LIST and is_filled:
+                self._list_problem = _UNUSUAL_LIST
+        self._held_heights.extend([height] * len(held))
+        self._held_ids += held
+        self._stack.append(entry)
+        self._kinds.append(kind)
+
+    def _drop(self, height: int) -> None:
+        """Remove all from this height on from the stack."""
+        del self._stack[height:], self._kinds[height:]
+        while self._held_heights and self._held_heights[-1] >= height:
+            self._held_heights.pop()
+            self._held_ids.pop()
+
+    # What is changed together shares a span.
+
+    def _new_id(self, start: int, end: int, defined: int, kind: int) -> int:
+        self.starts.append(start)
+        self.ends.append(end)
+        self.defined.append(defined)
+        self.kinds.append(kind)
+        return len(self.starts) - 1
+
+    def _new_row(self, start: int, end: int) -> int:
+        """Return the id of a span that the opcode of now ends, and that no PUT names."""
+        self._puts_before_rows.append(self.put_number(len(self.starts)))
+        self._rows.append(len(self.starts))
+        return self._new_id(start, end, end - 1, _ROW)
+
+    def put_number(self, memo_id: int) -> int:
+        """Return how many PUTs stand before an id."""
+        return memo_id - bisect_left(self._rows, memo_id) if self._rows else memo_id
+
+    def unit_of(self, memo_id: int) -> int:
+        """Return the id whose span has all that belongs to an object; mostly its own."""
+        unit = memo_id
+        while (end := self.ends[unit]) < 0:
+            unit = ~end
+        while memo_id != unit:  # shorten the way, so that no long one is gone twice
+            parent = ~self.ends[memo_id]
+            self.ends[memo_id] = ~unit
+            memo_id = parent
+        return unit
+
+    def _join(self, memo_ids: Iterable[int], around: int) -> None:
+        """Let objects share the span of the one that they were made in."""
+        whole = self.unit_of(around)
+        for unit in map(self.unit_of, memo_ids):
+            if unit != whole:
+                self.ends[unit] = ~whole
+
+    def _find_changeable(self, height: int) -> tuple[array.array[int], array.array[int]]:
+        """Return ids of what can be changed from this height on: made, also in tuples; fetched."""
+        made, fetched = _NO_IDS, _NO_IDS
+        if self._held_heights and self._held_heights[-1] >= height:
+            held = self._held_ids[bisect_left(self._held_heights, height) :]
+            made = array.array("q", [memo_id for memo_id in held if memo_id >= 0])
+        if min(self._kinds[height:], default=_ATOM) <= _BUILTIN:
+            pairs = zip(self._stack[height:], self._kinds[height:])
+            entries = [entry for entry, kind in pairs if kind <= _BUILTIN and entry < 0]
+            made = made + array.array("q", [~entry for entry in entries if ~entry < _FETCHED])
+            fetched = array.array("q", [self._id_of(e) for e in entries if ~e >= _FETCHED])
+        return made, fetched
+
+    def _note_call(self, code: int, height: int, span_start: int, end: int) -> int:
+        """Return the entry for the result of a call.
+
+        It may change what was made as its argument, as cloudpickle before 1.3 fills a skeleton;
+        so that belongs to the whole call.  Nothing is said of what it only fetches: nearly every
+        object refers to others, and those that pickle makes so do not change them.
+        """
+        first = height if code == _INST else height + 1  # the function comes before
+        function = self._stack[height] if code != _INST else 0
+        made, fetched = self._find_changeable(first)
+        known: Optional[array.array[int]] = fetched
+        if code in _CALLS_OF_TUPLE:
+            held = self._held_ids[bisect_left(self._held_heights, first) :]
+            is_fetched = ~self._stack[first] >= _FETCHED and self._kinds[first] < _ATOM
+            known = None if is_fetched else array.array("q", [~item for item in held if item < 0])
+        elif code == _NEWOBJ_EX:  # the arguments by name are in a dict: all that is in it
+            since = self._start_of(self._stack[first])
+            ids = range(bisect_left(self.defined, since), len(self.starts))
+            made = made + array.array("q", [i for i in ids if self.kinds[i] <= _BUILTIN])
+            others = self.event_ids[slice(*self._events_between(since, end))]
+            known = array.array("q", [i for i in others if i >= 0 and self.kinds[i] <= _BUILTIN])
+        self._last_call = (end, function, known)
+        if not made:
+            return span_start
+        row = self._new_row(span_start, end)
+        self._join(made, row)
+        return ~row
 
     def _amend(self, code: int, start: int, end: int, argument: bytes) -> None:
         """Add a fixed number of objects to the one below them."""
-        n_objects = _N_CONSUMED[code]
-        self._need(n_objects + 1, start)
-        objects = self._stack[-n_objects:]
-        del self._stack[-n_objects:]
-        self._extend_span(code, objects, self._start_of(objects[0]), start, end)
+        self._need(_N_CONSUMED[code], start)
+        self._extend(code, len(self._stack) - _N_CONSUMED[code] + 1, start, end)
 
     def _amend_marked(self, code: int, start: int, end: int, argument: bytes) -> None:
         """Add all above the MARK to the object below it."""
-        objects, mark_start = self._pop_mark(start)
-        self._need(1, start)
-        self._extend_span(code, objects, mark_start, start, end)
+        height, _ = self._pop_mark(start)
+        n_objects = len(self._stack) - height
+        if code in _PAIRING and n_objects % 2:
+            self._misuse(start)
+        self._need(n_objects + 1, start)
+        self._extend(code, height, start, end)
 
-    def _extend_span(
-        self, code: int, objects: list[int], objects_start: int, start: int, end: int
-    ) -> None:
-        entry = self._stack[-1]
-        if len(self._stack) == 1 and self._bottom in _LIST_MAKERS:
-            if self._marks or code not in _APPENDING:
-                self._bottom = 0
-            self.trace_starts.extend(map(self._start_of, objects))
+    def _extend(self, code: int, height: int, start: int, end: int) -> None:
+        """Add what is from this height on to the object below, whose span grows.
+
+        Where a class of the traces does it (__setstate__, append), what was made for it may be
+        changed, so it belongs to the whole object.
+        """
+        made = _NO_IDS
+        if code == _BUILD or self._kinds[height - 1] == _RESULT:
+            made, _ = self._find_changeable(height)
+        if height == 1 and self._is_list(height):
+            self.trace_starts.extend(map(self._start_of, self._stack[height:]))
             self.group_stops.append(len(self.trace_starts))
             self.group_ends.append(start)
-        if 0 > entry > -_FETCHED:
-            self.ends[~entry] = end
-        elif entry <= -_FETCHED:
-            memo_id = self.event_ids[-_FETCHED - entry]
-            self.amendments.setdefault(memo_id, []).append((objects_start, end))
+            if code not in _APPENDING:
+                self._list_problem = _UNUSUAL_LIST
+        self._drop(height)
+        if not made:
+            self._extend_span(end)
+            return
+        if self._stack[-1] >= 0:
+            self._stack[-1] = ~self._new_row(self._stack[-1], end)
+        self._extend_span(end)
+        self._join(made, ~self._stack[-1])
+
+    def _extend_span(self, end: int) -> None:
+        """Let the span of the object on top go on up to here; if it was fetched, it gets a row."""
+        entry = self._stack[-1]
+        memo_id = self._id_of(entry)
+        if ~entry >= _FETCHED:
+            row = self._new_row(self._start_of(entry), end)
+            self.amendments.setdefault(memo_id, []).append(row)
+            self._stack[-1] = ~row
+        elif memo_id >= 0:
+            self.ends[memo_id if self.ends[memo_id] >= 0 else self.unit_of(memo_id)] = end
+        if self._kinds[-1] > _BUILTIN and self._kinds[-1] != _FIXED:  # so it can be changed
+            self._kinds[-1] = _RESULT
+            if memo_id >= 0 and self.kinds[memo_id] != _ROW:
+                self.kinds[memo_id] = _RESULT
+
+    # The memo.
+
+    def _id_named(self, name: int) -> int:
+        """Return the memo id that a fetch means, -1 if none."""
+        if self._named_ids is not None:
+            return self._named_ids.get(name, -1)
+        number = name - self._first_name
+        if not 0 <= number < len(self.starts) - len(self._rows):
+            return -1
+        return number + bisect_right(self._puts_before_rows, number)
+
+    def _name_id(self, name: int, start: int) -> None:
+        """Note the name that the PUT at start gives to the next memo id."""
+        n_puts = len(self.starts) - len(self._rows)
+        if not n_puts:
+            self._first_name = name
+        if self._named_ids is None and name != n_puts + self._first_name:
+            names = range(self._first_name, self._first_name + n_puts)
+            self._named_ids = {known: self._id_named(known) for known in names}
+        if self._named_ids is not None:
+            if name in self._named_ids:
+                self.refuse("usa dos veces la misma posición del memo")
+            self._named_ids[name] = len(self.starts)
 
     def _put(self, code: int, start: int, end: int, argument: bytes) -> None:
         self._need(1, start)
-        memo_id = len(self.starts)
         if code != _MEMOIZE:
             self.explicit_puts = True
-            self._name_id(_read_memo_id(code, argument), memo_id, start)
+            self._name_id(_read_memo_id(code, argument), start)
         elif self._first_name or self._named_ids is not None:
-            self._name_id(memo_id, memo_id, start)
+            self._name_id(len(self.starts) - len(self._rows), start)
         entry = self._stack[-1]
-        if entry < 0:
+        if ~entry >= _FETCHED:
             self.refuse(_NOT_COPYABLE)
-        if len(self._stack) == 1 and self._bottom in _LIST_MAKERS:
-            if memo_id or self.trace_starts:
-                self.refuse("la lista no está escrita como la escribe pickle.dump")
-            self.memoizes_list = True
-        self.starts.append(entry)
-        self.ends.append(end)
-        self.defined.append(start)
-        self.last_fetch.append(-1)
-        self._stack[-1] = ~memo_id
-
-    def _name_id(self, name: int, memo_id: int, start: int) -> None:
-        if not memo_id:
-            self._first_name = name
-        if self._named_ids is None and name != memo_id + self._first_name:
-            self._named_ids = {known + self._first_name: known for known in range(memo_id)}
-        if self._named_ids is not None:
-            if name in self._named_ids:
-                self.refuse(_NOT_COPYABLE)
-            self._named_ids[name] = memo_id
+        is_list = self._is_list(len(self._stack))
+        if is_list and (entry < 0 or self.trace_starts):
+            self._list_problem = _UNUSUAL_LIST
+        if entry < 0:  # a row, or memoized again
+            unit = self.unit_of(~entry)
+            self.ends[unit] = end
+            self._new_id(self.starts[unit], ~unit, start, min(self._kinds[-1], _VALUE))
+        else:
+            memo_id = self._new_id(entry, end, start, self._kinds[-1])
+            self._stack[-1] = ~memo_id
+            if is_list:
+                self._list_id = memo_id
 
     def _get(self, code: int, start: int, end: int, argument: bytes) -> None:
-        name = _read_memo_id(code, argument)
-        memo_id = name - self._first_name
-        if self._named_ids is not None:
-            memo_id = self._named_ids.get(name, -1)
-        if not 0 <= memo_id < len(self.starts):
+        memo_id = self._id_named(_read_memo_id(code, argument))
+        if memo_id < 0:
             self._misuse(start)
-        if memo_id == 0 and self.memoizes_list:
-            self.refuse("un trace hace referencia a la lista entera")
+        if memo_id == self._list_id:
+            self._list_problem = "un trace hace referencia a la lista entera"
         event = len(self.event_ids)
-        if self._popped is not None:
-            if self._popped[1] != start:
+        if self._popped >= 0:
+            if self.defined[memo_id] < self._popped:
                 self.refuse(_NOT_COPYABLE)
-            self._popped_starts[event] = self._popped[0]
-            self._popped = None
+            self._popped_starts[event] = self._popped
+            self._popped = -1
         self.event_positions.append(start)
         self.event_ids.append(memo_id)
-        self.last_fetch[memo_id] = start
-        self._push(code, -_FETCHED - event, -_FETCHED - event, b"")
+        self._push(code, ~(_FETCHED + event), end, b"")
+        self._kinds[-1] = self.kinds[memo_id]
 
-    def _pop(self, code: int, start: int, end: int, argument: bytes) -> None:
-        """Throw away what a recursive tuple or __reduce__ has put on the stack, or its MARK."""
-        if self._marks and (code == _POP_MARK or self._marks[-1][0] == len(self._stack)):
-            _, popped_start = self._pop_mark(start)
+    # What is thrown away.
+
+    def _pop(self, code: int, start: int, end: int, following: bytes) -> None:
+        """Understand why an object is thrown away, or refuse.
+
+        A call was there for its effect.  A pickler that comes back to a tuple, a frozenset or a
+        result of __reduce__ that it is making finds it made already: it throws away the parts, and
+        fetches it.  And the objects of a prelude are thrown away one by one.
+        """
+        if following.startswith(_FRAME_BYTE):
+            following = following[_WIDTHS[_FRAME] :]
+        if not following:
+            raise EOFError("the pickle has no end")
+        fetches = following[0] in _GETS
+        next_id = self._id_named(_read_memo_id(following[0], following[1:])) if fetches else -1
+        if self._marks and (code != _POP or self._marks[-1][0] == len(self._stack)):
+            height, popped_start = self._marks.pop()
+            self._drop(height)
         else:
-            self._need(1, start)
-            popped_start = self._start_of(self._stack.pop())
-        if self._popped is not None and self._popped[1] != start:
-            self.refuse(_NOT_COPYABLE)  # such as the POP after a state setter (copyreg)
-        self._popped = (popped_start, end)
+            self._need(1 if code == _POP else sys.maxsize, start)
+            entry = self._stack[-1]
+            popped_start = self._start_of(entry)
+            self._drop(len(self._stack) - 1)
+            is_effect = self._last_call[0] == start and not self._is_made_again(
+                popped_start, next_id
+            )
+            if is_effect and self._take_effect(entry, popped_start, start, end):
+                return
+        if next_id >= 0 and self.defined[next_id] >= popped_start:
+            self._popped = popped_start
+        elif not self._stack and not self._marks:
+            self._popped = -1
+            self._begin_object(0)
+        elif following[0] in _POPS:
+            self._popped = popped_start
+        else:
+            self.refuse(_NOT_COPYABLE)
+
+    def _is_made_again(self, popped_start: int, next_id: int) -> bool:
+        """Return whether the last call has made once more what the next opcode fetches.
+
+        Then the same function has made that as a part of its own arguments, from all that the last
+        call fetches.
+        """
+        _, function, fetched = self._last_call
+        if fetched is None or next_id < 0 or self.kinds[next_id] > _BUILTIN:
+            return False
+        start, stop = self.starts[next_id], self.defined[next_id]
+        first, last = self._events_between(start, stop)
+        if start < popped_start or first == last or self.event_positions[first] != start:
+            return False
+        inner = self.event_ids[first:last]
+        beneath = self._id_of(self._stack[-1]) if self._stack else -1
+        return (
+            self._are_one(self._id_of(function), inner[0])
+            and not any(self._are_one(beneath, other) for other in fetched)
+            and all(start <= self.defined[other] < stop or other in inner for other in fetched)
+        )
+
+    def _are_one(self, memo_id: int, other: int) -> bool:
+        return min(memo_id, other) >= 0 and self.unit_of(memo_id) == self.unit_of(other)
+
+    def _take_effect(self, entry: int, call_start: int, start: int, end: int) -> bool:
+        """The last call was there for its effect, as a state setter is: find what it has changed.
+
+        This is the object beneath, with which the call now shares a span, and what it has fetched
+        as arguments.  Return whether there was an object beneath.
+        """
+        _, _, fetched = self._last_call
+        if fetched is None:
+            self.refuse(_NOT_COPYABLE)
+        floor = self._marks[-1][0] if self._marks else 0
+        is_beneath = len(self._stack) > floor and self._kinds[-1] <= _BUILTIN
+        beneath = self._id_of(self._stack[-1]) if is_beneath else -1
+        changed = {other for other in fetched if not self._are_one(beneath, other)}
+        if changed:
+            row = self._new_row(call_start, start) if entry >= 0 else ~entry
+            for memo_id in changed:
+                self.amendments.setdefault(memo_id, []).append(row)
+        if is_beneath:
+            if self._is_list(len(self._stack)):
+                self._list_problem = _UNUSUAL_LIST
+            self._extend_span(end)
+        return is_beneath
+
+    # The rest.
 
     def _frame(self, code: int, start: int, end: int, argument: bytes) -> None:
         self.event_positions.append(start)
@@ -928,46 +1290,102 @@ class PickleIndex:
             self.refuse(_NOT_COPYABLE)
         if argument[0] > pickle.HIGHEST_PROTOCOL:
             raise pickle.UnpicklingError(f"protocolo {argument[0]} desconocido")
-        self.protocol = max(self.protocol, argument[0])
+        self.protocol = argument[0]
 
-    def _unsupported(self, code: int, start: int, end: int, argument: bytes) -> None:
-        if code == _DUP:
-            self.refuse(_NOT_COPYABLE)
-        problem = "sus traces están en parte fuera del archivo (búferes de PEP 574)"
-        raise LoadError(self._path, problem, "guárdalo otra vez sin buffer_callback")
+    def _refuse_dup(self, code: int, start: int, end: int, argument: bytes) -> None:
+        self.refuse(_NOT_COPYABLE)
+
+    def _refuse_outside(self, code: int, start: int, end: int, argument: bytes) -> None:
+        raise LoadError(self._path, *_OUTSIDE)
 
     def _stop(self, code: int, start: int, end: int, argument: bytes) -> None:
         if len(self._stack) != 1 or self._marks:
             self._misuse(start)
-        if self._popped is not None:
-            self.refuse(_NOT_COPYABLE)
         if self._bottom not in _LIST_MAKERS:
-            problem = f"contiene un objeto {_KINDS[self._bottom]}, no una lista de traces"
-            if _KINDS[self._bottom] in ("tuple", _KINDS[0]):
-                self.refuse(problem)
+            type_name = _TYPE_NAMES.get(self._bottom, "any")
+            if type_name == "any":
+                self.refuse("contiene un objeto de otra clase, no una lista de traces")
+            problem = f"contiene un objeto {type_name}, no una lista de traces"
             raise LoadError(self._path, problem, _SAVE_A_LIST)
+        if self._list_problem:
+            self.refuse(self._list_problem)
         if not self.trace_starts:
             raise LoadError(self._path, *_NO_TRACES)
-        if self._bottom == _EMPTY_LIST:  # protocol 0 has no such opcode, 1 has no PROTO
+        if self._bottom != _LIST:  # protocol 0 has no such opcode, 1 has no PROTO
             self.protocol = max(self.protocol, 1)
 
-    def spans_of(self, memo_id: int) -> list[tuple[int, int]]:
-        """Return where an object is written: its span, and what is added to it after a fetch."""
-        return [(self.starts[memo_id], self.ends[memo_id]), *self.amendments.get(memo_id, ())]
+    # What pass 2 asks.
 
-    def fetched_between(self, start: int, stop: int) -> set[int]:
-        """Return the memo ids that the bytes from start to stop fetch."""
+    def _events_between(self, start: int, stop: int) -> tuple[int, int]:
         first = bisect_left(self.event_positions, start)
-        return set(self.event_ids[first : bisect_left(self.event_positions, stop, first)]) - {-1}
+        return first, bisect_left(self.event_positions, stop, first)
 
-    def fetched_from_outside(self, memo_id: int) -> set[int]:
-        """Return the memo ids that an object's spans fetch but do not define."""
-        spans = self.spans_of(memo_id)
-        return {
-            other
-            for other in set().union(*(self.fetched_between(*span) for span in spans))
-            if not any(start <= self.defined[other] < stop for start, stop in spans)
-        }
+    def mark_fetched(self, needed: bytearray, start: int, stop: int) -> None:
+        """Mark in needed, a byte an id, what a piece fetches that is defined before it."""
+        first_id = bisect_left(self.defined, start)
+        for memo_id in self.event_ids[slice(*self._events_between(start, stop))]:
+            if 0 <= memo_id < first_id:
+                needed[memo_id] = 1
+
+    def mark_dependencies(self, needed: bytearray) -> None:
+        """Mark also all that the spans of what is marked fetch, directly or not, or are changed by.
+
+        Each fetch is looked at once, however the spans lie in each other.
+        """
+        waiting = array.array("q", [memo_id for memo_id, mark in enumerate(needed) if mark])
+        is_seen = bytearray(len(self.event_ids))
+        amended = sorted(self.amendments)
+        is_amended_seen = bytearray(len(amended))
+        while waiting:
+            unit = self.unit_of(waiting.pop())
+            if self.kinds[unit] >= _ATOM:
+                continue
+            start, stop = self.starts[unit], self.ends[unit]
+            event, last_event = self._events_between(start, stop)
+            found = []
+            while (event := is_seen.find(0, event, last_event)) >= 0:
+                is_seen[event] = 1
+                found.append(self.event_ids[event])
+            if amended:
+                number = bisect_left(amended, bisect_left(self.defined, start))
+                last = bisect_left(amended, bisect_left(self.defined, stop))
+                while (number := is_amended_seen.find(0, number, last)) >= 0:
+                    is_amended_seen[number] = 1
+                    found += self.amendments[amended[number]]
+            for memo_id in found:
+                if memo_id >= 0 and not needed[memo_id]:
+                    needed[memo_id] = 1
+                    waiting.append(memo_id)
+
+    def outermost_spans(self, needed: bytearray) -> Iterator[tuple[int, int, bool]]:
+        """Yield start, end and whether it is atoms of the spans of what is marked, in their order.
+
+        Spans lie in each other, or apart: those in others are left out.  Adjacent atoms (texts and
+        the like, of which there may be millions) are one span.
+        """
+        units = array.array("q")
+        stop = -1
+        memo_id = -1
+        while (memo_id := needed.find(1, memo_id + 1)) >= 0:
+            if self.defined[memo_id] >= stop:
+                unit = self.unit_of(memo_id)
+                while units and self.starts[units[-1]] >= self.starts[unit]:
+                    units.pop()
+                units.append(unit)
+                stop = self.ends[unit]
+        start = stop = -1  # of atoms
+        for unit in units:
+            if self.kinds[unit] >= _ATOM and self.starts[unit] == stop:
+                stop = self.ends[unit]
+                continue
+            if stop >= 0:
+                yield start, stop, True
+            start, stop = self.starts[unit], self.ends[unit]
+            if self.kinds[unit] < _ATOM:
+                yield start, stop, False
+                start = stop = -1
+        if stop >= 0:
+            yield start, stop, True
 
     def contiguous_ranges(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield start and end of the bytes of traces first to stop - 1, without APPENDS, MARK."""
@@ -984,127 +1402,41 @@ def count_walked(stream: io.BufferedReader[Any], path: Path) -> int:
     return PickleIndex(stream, path).n_traces
 
 
-_LIST_MAKERS = (_EMPTY_LIST, _LIST)
-_APPENDING = (_CODES["APPEND"], _CODES["APPENDS"])
-_KINDS = {ord(op.code): op.stack_after[0].name for op in pickletools.opcodes if op.stack_after}
-_KINDS = {code: "de otra clase" if kind == "any" else kind for code, kind in _KINDS.items()}
-_KINDS[0] = "list de forma inusual"
+class _Preludes:
+    """What sub-batches fetch from others: found in the index, kept as pass 2 passes over it.
 
-_N_CONSUMED = {}
-_HANDLERS: dict[int, Callable[[PickleIndex, int, int, int, bytes], None]] = {}
-for _op in pickletools.opcodes:
-    _N_CONSUMED[ord(_op.code)] = len(_op.stack_before)
-    if _op.name in ("APPEND", "SETITEM", "BUILD"):
-        _N_CONSUMED[ord(_op.code)] -= 1
-        _handler = PickleIndex._amend
-    elif _op.name in ("APPENDS", "SETITEMS", "ADDITEMS"):
-        _handler = PickleIndex._amend_marked
-    elif _op.name in ("DUP", "NEXT_BUFFER", "READONLY_BUFFER"):
-        _handler = PickleIndex._unsupported
-    elif _op.name in ("POP", "POP_MARK"):
-        _handler = PickleIndex._pop
-    elif _op.name in ("MARK", "PROTO", "FRAME", "STOP"):
-        _handler = getattr(PickleIndex, f"_{_op.name.lower()}")
-    elif _op.name.endswith("GET"):
-        _handler = PickleIndex._get
-    elif _op.name.endswith("PUT") or _op.name == "MEMOIZE":
-        _handler = PickleIndex._put
-    elif pickletools.markobject in _op.stack_before:
-        _handler = PickleIndex._gather
-    elif ord(_op.code) in _SCALARS:
-        _handler = PickleIndex._push_scalars
-    else:
-        _handler = PickleIndex._combine if _op.stack_before else PickleIndex._push
-    _HANDLERS[ord(_op.code)] = _handler
-
-
-def _read_memo_id(code: int, argument: bytes) -> int:
-    if code in _N_LINES:
-        return int(argument[: argument.index(b"\n")])
-    return int.from_bytes(argument[: _WIDTHS[code] - 1], "little")
-
-
-_NOTHING: AbstractSet[int] = frozenset()
-
-
-class _Shared:
-    """The objects that sub-batches after their own one fetch, and the bytes that make them.
-
-    depends_on: per memo id, what its spans fetch from outside: shared, too.
-    detours: a recursive tuple cannot be made before an object around it that it depends on; so the
-    outermost such object is made in its place, which makes the tuple on the way.
+    cuts: where the sub-batches begin in the source, and where the last one ends.
+    The bytes of what is shared are kept once, above 16 MiB in a file that has no name.
     """
 
-    def __init__(self, index: PickleIndex, first_traces: Sequence[int]) -> None:
+    def __init__(self, index: PickleIndex, cuts: Sequence[int], scratch_dir: Path) -> None:
         self._index = index
-        self.depends_on: dict[int, AbstractSet[int]] = {}
-        starts = [index.trace_starts[trace] for trace in first_traces]
-        self._refuse_distant_amendments(starts)
-        waiting = []
-        for start, stop in zip(starts, starts[1:]):
-            ids = range(bisect_left(index.defined, start), bisect_left(index.defined, stop))
-            waiting += [memo_id for memo_id in ids if index.last_fetch[memo_id] >= stop]
-        while waiting:
-            memo_id = waiting.pop()
-            if memo_id not in self.depends_on:
-                # Most depend on nothing, and an empty set of their own takes 216 bytes.
-                self.depends_on[memo_id] = index.fetched_from_outside(memo_id) or _NOTHING
-                waiting += self.depends_on[memo_id]
-        spans = sorted(
-            (start, -stop, memo_id)
-            for memo_id in self.depends_on
-            for start, stop in index.spans_of(memo_id)
-        )
-        self.detours = self._find_detours(spans)
-        self._starts = array.array("q")  # of the outermost spans, in which all others lie
-        self._stops = array.array("q")
-        for start, minus_stop, _ in spans:
-            if not self._stops or -minus_stop > self._stops[-1]:
-                self._starts.append(start)
-                self._stops.append(-minus_stop)
-        self._refuse_amended_inside()
-        self._bytes = [bytearray() for _ in self._starts]
+        self._cuts = cuts
+        for memo_id, rows in index.amendments.items():
+            homes = {bisect_right(cuts, index.defined[changed]) for changed in (memo_id, *rows)}
+            if len(homes) > 1:
+                index.refuse("un trace modifica un objeto de otro sub-batch")
+        needed = bytearray(len(index.starts))
+        for start, stop in zip(cuts, cuts[1:]):
+            index.mark_fetched(needed, start, stop)
+        index.mark_dependencies(needed)
+        self._starts, self._stops = array.array("q"), array.array("q")
+        self._places = array.array("q", [0])  # in the spool
+        for start, stop, _ in index.outermost_spans(needed):
+            self._starts.append(start)
+            self._stops.append(stop)
+            self._places.append(self._places[-1] + stop - start)
         self._incomplete = 0
+        self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=os.fspath(scratch_dir))  # noqa: SIM115
+        self._window = _Window(self._read)
+        self._read_place = 0
 
-    def _refuse_distant_amendments(self, starts: Sequence[int]) -> None:
-        for memo_id, spans in self._index.amendments.items():
-            home = bisect_right(starts, self._index.starts[memo_id])
-            if any(bisect_right(starts, start) != home for start, _ in spans):
-                self._index.refuse("un trace modifica un objeto de otro sub-batch")
-
-    def _refuse_amended_inside(self) -> None:
-        """Refuse what would be amended twice, or not at all, where an object around it is made."""
-        for memo_id in self._index.amendments:
-            for start, _ in self._index.spans_of(memo_id):
-                number = bisect_right(self._starts, start) - 1
-                if number >= 0 and start < self._stops[number]:
-                    self._index.refuse(_TOO_RECURSIVE)
-
-    def _find_detours(self, spans: Sequence[tuple[int, int, int]]) -> dict[int, int]:
-        detours = {}
-        around: list[tuple[int, int]] = []  # stop and id, outermost first
-        for start, minus_stop, memo_id in spans:
-            while around and around[-1][0] <= start:
-                around.pop()
-            if around and self.depends_on[memo_id] and start == self._index.starts[memo_id]:
-                reachable = self._reach(memo_id)
-                outermost = next((other for _, other in around if other in reachable), memo_id)
-                detours[memo_id] = outermost
-            around.append((-minus_stop, memo_id))
-        return detours
-
-    def _reach(self, memo_id: int) -> set[int]:
-        """Return all that must exist before an object can be memoized, directly or not."""
-        index = self._index
-        before = index.fetched_between(index.starts[memo_id], index.defined[memo_id])
-        waiting = list(before & self.depends_on[memo_id])
-        reached = set()
-        while waiting:
-            other = waiting.pop()
-            if other not in reached:
-                reached.add(other)
-                waiting += self.depends_on[other]
-        return reached
+    def spans(self, number: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield the spans that the prelude of a sub-batch is made of: see outermost_spans."""
+        needed = bytearray(len(self._index.starts))
+        self._index.mark_fetched(needed, self._cuts[number], self._cuts[number + 1])
+        self._index.mark_dependencies(needed)
+        return self._index.outermost_spans(needed)
 
     def record(self, position: int, piece: bytes) -> None:
         """Keep what is needed of a piece of the pickle; pieces come in order."""
@@ -1112,37 +1444,47 @@ class _Shared:
         while self._incomplete < len(self._starts) and self._starts[self._incomplete] < stop:
             wanted = self._stops[self._incomplete]
             begin = max(0, self._starts[self._incomplete] - position)
-            self._bytes[self._incomplete] += piece[begin : wanted - position]
+            self._spool.seek(0, os.SEEK_END)
+            self._spool.write(piece[begin : wanted - position])
             if wanted > stop:
                 break
             self._incomplete += 1
 
-    def open_span(self, start: int, stop: int) -> _Window:
-        """Return the recorded bytes of a span."""
+    def open_span(self, start: int) -> _Window:
+        """Return a window that begins at a position of the source that was recorded."""
         number = bisect_right(self._starts, start) - 1
-        begin = self._starts[number]
-        recorded = bytes(memoryview(self._bytes[number])[start - begin : stop - begin])
-        return _Window(io.BytesIO(recorded).read, start)
+        place = self._places[number] + start - self._starts[number]
+        window = self._window
+        offset = place - (self._read_place - len(window.data))
+        if not 0 <= offset <= len(window.data):
+            self._read_place, window.data, offset = place, b"", 0
+        window.offset, window.base = offset, start - offset
+        return window
+
+    def _read(self, n_bytes: int) -> bytes:
+        self._spool.seek(self._read_place)
+        piece: bytes = self._spool.read(n_bytes)
+        self._read_place += len(piece)
+        return piece
+
+    def close(self) -> None:
+        self._spool.close()
 
 
 class _Copier:
     """Pass 2, for one sub-batch: copy spans, with the memo numbers of its own pickle.
 
-    An id that the sub-batch defines itself has the number id + offset; the offset grows with every
-    object that is made here in place of a fetch (inlined), whose ids have their numbers one by one.
+    These count its PUTs.  So the ids of a contiguous piece have the number of PUTs before them in
+    the source plus an offset, which changes where the source has PUTs that are not copied.
     """
 
-    def __init__(self, index: PickleIndex, shared: _Shared, first_id: int, sink: Writable) -> None:
+    def __init__(self, index: PickleIndex, sink: Writable) -> None:
         self._index = index
-        self._shared = shared
         self._sink = sink
         self._buffer = bytearray()
-        first_number = 1 if index.memoizes_list else 0
-        self._offsets_from = [first_id]
-        self._offsets = [first_number - first_id]
-        self._inlined: dict[int, int] = {}
-        self._is_inlining = False
-        self._next_number = 0  # while inlining
+        self._n_puts = 0
+        self._offsets_from = array.array("q")  # by id
+        self._offsets = array.array("q")
 
     def write(self, data: bytes) -> None:
         if len(data) >= _COPY_BUFFER_BYTES:  # a payload: not copied once more
@@ -1157,7 +1499,45 @@ class _Copier:
         self._sink.write(self._buffer)
         self._buffer = bytearray()
 
-    def write_put(self, number: int) -> None:
+    def copy(self, window: _Window, stop: int) -> None:
+        """Copy window up to stop: fetches and PUTs get new numbers, FRAMEs are dropped."""
+        index = self._index
+        memo_id = bisect_left(index.defined, window.position)
+        self._number_from(memo_id, bisect_left(index.defined, stop, memo_id))
+        event = bisect_left(index.event_positions, window.position)
+        if not index.explicit_puts:
+            memo_id = sys.maxsize  # MEMOIZE names no number
+        while True:
+            at_event = _item(index.event_positions, event, stop)
+            at_put = _item(index.defined, memo_id, stop)
+            next_stop = min(at_event, at_put, stop)
+            if window.position < next_stop:
+                for piece in window.take(next_stop - window.position):
+                    self.write(piece)
+            if next_stop == stop:
+                break
+            if at_put < at_event:
+                if index.kinds[memo_id] != _ROW:
+                    _skip_memo_opcode(window)
+                    self._write_put(self._number(memo_id))
+                memo_id += 1
+            else:
+                self._copy_event(window, index.event_ids[event])
+                event += 1
+
+    def _number_from(self, memo_id: int, stop_id: int) -> None:
+        """Give the next numbers to the ids from one to another."""
+        first, stop = self._index.put_number(memo_id), self._index.put_number(stop_id)
+        if not self._offsets or self._offsets[-1] != self._n_puts - first:
+            self._offsets_from.append(memo_id)
+            self._offsets.append(self._n_puts - first)
+        self._n_puts += stop - first
+
+    def _number(self, memo_id: int) -> int:
+        piece = bisect_right(self._offsets_from, memo_id) - 1
+        return self._index.put_number(memo_id) + self._offsets[piece]
+
+    def _write_put(self, number: int) -> None:
         """Write what a pickler of this protocol writes to memoize number, the next one."""
         if self._index.protocol >= 4:
             self.write(b"\x94")
@@ -1166,111 +1546,16 @@ class _Copier:
         else:
             self.write(b"q%c" % number if number < 256 else b"r" + struct.pack("<I", number))
 
-    def _write_get(self, number: int) -> None:
-        if self._index.protocol == 0:
-            self.write(b"g%d\n" % number)
-        else:
-            self.write(b"h%c" % number if number < 256 else b"j" + struct.pack("<I", number))
-
-    def copy(self, window: _Window, stop: int) -> None:
-        """Copy window up to stop: fetches and PUTs get new numbers, FRAMEs are dropped.
-
-        While inlining, an object that this sub-batch has already is fetched instead.
-        """
-        index = self._index
-        event = bisect_left(index.event_positions, window.position)
-        memo_id = bisect_left(index.defined, window.position)
-        inner = self._defined_between(memo_id, stop) if self._is_inlining else []
-        begun = 0
-        if not (index.explicit_puts or self._is_inlining):
-            memo_id = sys.maxsize  # MEMOIZE names no number: what is only copied needs no look
-        while (position := window.position) < stop:
-            at_event = _item(index.event_positions, event, stop)
-            at_put = _item(index.defined, memo_id, stop)
-            at_start = index.starts[inner[begun]] if begun < len(inner) else stop
-            next_stop = min(at_event, at_put, at_start, stop)
-            if position < next_stop:
-                for piece in window.take(next_stop - position):
-                    self.write(piece)
-            if next_stop == stop:
-                break
-            if next_stop == at_start:
-                begun += 1
-                if self._jump_over_known(window, inner[begun - 1]):
-                    event = bisect_left(index.event_positions, window.position, event)
-                    memo_id = bisect_left(index.defined, window.position, memo_id)
-                    while begun < len(inner) and index.starts[inner[begun]] < window.position:
-                        begun += 1
-            elif at_put < at_event:
-                self._copy_put(window, memo_id)
-                memo_id += 1
-            else:
-                self._copy_event(window, index.event_ids[event])
-                event += 1
-
-    def _defined_between(self, first_id: int, stop: int) -> list[int]:
-        """Return the ids from first_id on that are defined before stop, by where they begin.
-
-        Of those that begin together the longest comes first: it is around the others.
-        """
-        index = self._index
-        return sorted(
-            range(first_id, bisect_left(index.defined, stop)),
-            key=lambda memo_id: (index.starts[memo_id], -index.ends[memo_id]),
-        )
-
-    def _inline(self, memo_id: int) -> None:
-        """Make an object here that another sub-batch has made, as pickle.dump would."""
-        made = self._shared.detours.get(memo_id, memo_id)
-        if made in self._inlined:  # it is being made right now
-            made = memo_id
-        for start, stop in self._index.spans_of(made):
-            self.copy(self._shared.open_span(start, stop), stop)
-        if memo_id not in self._inlined:
-            self._index.refuse(_TOO_RECURSIVE)
-        if made != memo_id:
-            self.write(b"0")
-            self._write_get(self._inlined[memo_id])
-
-    def _jump_over_known(self, window: _Window, memo_id: int) -> bool:
-        """Fetch what begins here instead of making it, if this sub-batch has it already."""
-        if memo_id not in self._inlined:
-            return False
-        self._write_get(self._inlined[memo_id])
-        window.skip(self._index.ends[memo_id] - window.position)
-        return True
-
-    def _copy_put(self, window: _Window, memo_id: int) -> None:
-        _skip_memo_opcode(window)
-        if not self._is_inlining:
-            self.write_put(memo_id + self._offsets[-1])
-            return
-        if memo_id in self._inlined:  # two objects in place of one
-            self._index.refuse(_TOO_RECURSIVE)
-        self._inlined[memo_id] = self._next_number
-        self.write_put(self._next_number)
-        self._next_number += 1
-
     def _copy_event(self, window: _Window, memo_id: int) -> None:
         if memo_id < 0:
             window.skip(_WIDTHS[_FRAME])
             return
         _skip_memo_opcode(window)
-        if memo_id in self._inlined:
-            self._write_get(self._inlined[memo_id])
-        elif memo_id >= self._offsets_from[0]:
-            part = bisect_right(self._offsets_from, memo_id) - 1
-            self._write_get(memo_id + self._offsets[part])
-        elif self._is_inlining:
-            self._inline(memo_id)
+        number = self._number(memo_id)
+        if self._index.protocol == 0:
+            self.write(b"g%d\n" % number)
         else:
-            n_defined = bisect_left(self._index.defined, window.position)
-            self._next_number = n_defined + self._offsets[-1]
-            self._is_inlining = True
-            self._inline(memo_id)
-            self._is_inlining = False
-            self._offsets_from.append(n_defined)
-            self._offsets.append(self._next_number - n_defined)
+            self.write(b"h%c" % number if number < 256 else b"j" + struct.pack("<I", number))
 
 
 def _item(items: Sequence[int], number: int, default: int) -> int:
@@ -1288,21 +1573,31 @@ def _skip_memo_opcode(window: _Window) -> None:
 class IndexedBatch:
     """A batch on disk, of which only an index is in memory; gives its traces from the front.
 
-    The same calls as LoadedBatch.  Sub-batches keep the protocol of the source: their opcodes, but
-    for FRAMEs, are those of pickle.dumps(traces[a:b], protocol) where the C pickler wrote it.
+    The same calls as LoadedBatch.  Sub-batches keep the opcodes of the source, but for FRAMEs.
     """
 
-    def __init__(self, open_stream: OpenStream, path: Path, traces_per_batch: int) -> None:
+    def __init__(self, open_stream: OpenStream, path: Path) -> None:
         with open_stream() as stream:
             self._index = PickleIndex(stream, path)
         self.n_traces = self._index.n_traces
         self.pickled_bytes = self._index.pickled_bytes
-        self._traces_per_batch = traces_per_batch
-        self._first_traces = collections.deque(range(0, self.n_traces, traces_per_batch))
-        self._shared = _Shared(self._index, self._first_traces)
         self._path = path
+        self._open_stream = open_stream
         self._files = contextlib.ExitStack()
-        self._stream = self._files.enter_context(open_stream())
+
+    def begin(self, sizes: Sequence[int], scratch_dir: Path) -> None:
+        """Get ready to dump sub-batches of these numbers of traces, which add up to n_traces.
+
+        scratch_dir: where what they share is kept.  Raises LoadError if a trace of one changes an
+        object of another.
+        """
+        firsts = [0, *itertools.accumulate(sizes)]
+        cuts = array.array("q", [self._index.trace_starts[first] for first in firsts[:-1]])
+        cuts.append(self.pickled_bytes)
+        self._slices = enumerate(zip(firsts, firsts[1:]))
+        self._preludes = _Preludes(self._index, cuts, scratch_dir)
+        self._files.callback(self._preludes.close)
+        self._stream = self._files.enter_context(self._open_stream())
         self._window = _Window(self._read)
 
     def _read(self, n_bytes: int) -> bytes:
@@ -1315,39 +1610,41 @@ class IndexedBatch:
             piece = self._stream.read(n_bytes)
         except (EOFError, OSError, *GZIP_ERRORS) as error:
             raise _load_error(self._path, error) from error
-        self._shared.record(position, piece)
+        self._preludes.record(position, piece)
         return piece
 
     def dump_next(self, sink: Writable) -> int:
         """Write the pickle of the next sub-batch; return its number of traces."""
-        first = self._first_traces.popleft()
-        stop = min(first + self._traces_per_batch, self.n_traces)
+        number, (first, stop) = next(self._slices)
+        copier = _Copier(self._index, sink)
+        try:
+            self._copy_slice(copier, number, first, stop)
+        except EOFError as error:  # it ends before its index does
+            raise _load_error(self._path, error) from error
+        copier.flush()
+        return stop - first
+
+    def _copy_slice(self, copier: _Copier, number: int, first: int, stop: int) -> None:
         index = self._index
-        first_id = bisect_left(index.defined, index.trace_starts[first])
-        copier = _Copier(index, self._shared, first_id, sink)
+        # All that the prelude needs is recorded once the traces before have been passed.
+        self._window.skip(index.trace_starts[first] - self._window.position)
         if index.protocol >= 2:
             copier.write(b"\x80%c" % index.protocol)
+        for start, end, are_atoms in self._preludes.spans(number):
+            copier.write(b"(" if are_atoms else b"")
+            copier.copy(self._preludes.open_span(start), end)
+            copier.write(b"1" if are_atoms else b"0")
         copier.write(b"]" if index.protocol else b"(l")
-        if index.memoizes_list:
-            copier.write_put(0)
         # Protocol 0 appends one by one, and so does every pickler with a single trace.
         marked = index.protocol > 0 and stop - first > 1
         group_traces = _GROUP_TRACES if marked else 1
         for group in range(first, stop, group_traces):
             copier.write(b"(" if marked else b"")
             for start, end in index.contiguous_ranges(group, min(group + group_traces, stop)):
-                try:
-                    self._window.skip(start - self._window.position)
-                    copier.copy(self._window, end)
-                except EOFError as error:  # it ends before its index does
-                    raise _load_error(self._path, error) from error
-                except RecursionError as error:
-                    hint = "usa un --traces-per-batch mayor: así hay menos referencias que copiar"
-                    raise LoadError(self._path, _TOO_RECURSIVE, hint) from error
+                self._window.skip(start - self._window.position)
+                copier.copy(self._window, end)
             copier.write(b"e" if marked else b"a")
         copier.write(b".")
-        copier.flush()
-        return stop - first
 
     def close(self) -> None:
         self._files.close()
@@ -1914,6 +2211,11 @@ def usable_processors() -> int:
     return os.cpu_count() or 1
 
 
+def default_jobs(low_memory: bool) -> int:
+    """Return on how many threads to deflate: one that inflates and copies feeds no more than 4."""
+    return min(usable_processors(), 4) if low_memory else usable_processors()
+
+
 class _Source:
     """The original: open from the first look to the last, so that it cannot be exchanged unseen."""
 
@@ -1992,6 +2294,8 @@ class Batch(Protocol):
     n_traces: int
     pickled_bytes: int
 
+    def begin(self, sizes: Sequence[int], scratch_dir: Path) -> None: ...
+
     def dump_next(self, sink: Writable) -> int: ...
 
     def close(self) -> None: ...
@@ -2040,8 +2344,11 @@ def save_parts(
     Raises SaveError; the parts written so far are removed by output.
     """
     meter = Meter(progress, Phase.SAVE, batch.pickled_bytes)
-    n_parts = math.ceil(batch.n_traces / traces_per_batch)
-    names = sub_batch_names(output.stem, n_parts, ".pkl.gz" if compress else ".pkl")
+    n_whole, n_rest = divmod(batch.n_traces, traces_per_batch)
+    sizes = [traces_per_batch] * n_whole + [n_rest] * bool(n_rest)
+    names = sub_batch_names(output.stem, len(sizes), ".pkl.gz" if compress else ".pkl")
+    with _saving(output.folder):
+        batch.begin(sizes, output.folder)
     finished: list[Future[SubBatch]] = []
     # The files are closed last: a thread may still be at work on one when an error comes.
     with (
@@ -2105,7 +2412,7 @@ def _write_parts(
     """
     make_batch = IndexedBatch if low_memory else LoadedBatch
     started = time.perf_counter()
-    batch: Batch = make_batch(original.open_stream, original.path, traces_per_batch)
+    batch: Batch = make_batch(original.open_stream, original.path)
     loaded = time.perf_counter()
     with contextlib.closing(batch):
         sub_batches = save_parts(
@@ -2196,7 +2503,7 @@ def split_file(
             compress=compress,
             validate=validate,
             low_memory=low_memory,
-            jobs=jobs or usable_processors(),
+            jobs=jobs or default_jobs(low_memory),
             progress=progress,
         )
         report = _publish(original, output, sub_batches, seconds, delete_original=delete_original)
@@ -2681,7 +2988,8 @@ def _add_more_options(parser: argparse.ArgumentParser) -> None:
         "-j",
         type=_at_least_one,
         metavar="N",
-        help="hilos para comprimir y validar (default: los procesadores disponibles)",
+        help="hilos para comprimir y validar (default: los procesadores disponibles; "
+        "con --low-memory, 4 como mucho)",
     )
     add("--version", action="version", version=f"%(prog)s {__version__}", help="mostrar la versión")
     add("--help", "-h", action="help", help="mostrar esta ayuda")

@@ -1,20 +1,36 @@
-"""Random graphs of objects for the tests of --low-memory: sharing, recursion, odd classes."""
+"""Random lists of traces for the tests of --low-memory, and what tells whether two are the same.
+
+One generator of graphs: objects that are shared within a trace and between traces, cycles through
+lists, dicts, sets, states and arguments, and classes that pickle in all the ways there are, among
+them those whose code changes other objects while they are loaded.
+"""
 
 from __future__ import annotations
 
 import collections
 import enum
+import pickle
 import random
-from collections.abc import Iterable
+import re
+import types
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+import cloudpickle
 
 
 class Plain:
-    pass
+    def __repr__(self) -> str:  # the default would follow cycles in a failing test
+        return f"<{type(self).__name__}>"
 
 
 class Slots:
     __slots__ = ("a", "b")
+    a: Any
+    b: Any
+
+    def __getstate__(self) -> Any:  # protocols 0 and 1 know no slots
+        return None, {"a": self.a, "b": self.b}
 
 
 class ListSubclass(list[Any]):
@@ -25,7 +41,9 @@ class DictSubclass(dict[str, Any]):
     pass
 
 
-class Stateful:
+class Stateful(Plain):
+    """Its state is a tuple, which __setstate__ takes apart."""
+
     x: Any = None
 
     def __getstate__(self) -> Any:
@@ -35,7 +53,7 @@ class Stateful:
         (self.x,) = state
 
 
-class Reduced:
+class Reduced(Plain):
     items: Any = None
 
     def __reduce__(self) -> Any:
@@ -46,6 +64,21 @@ def make_reduced(items: Any) -> Reduced:
     made = Reduced()
     made.items = items
     return made
+
+
+class Keyword(Plain):
+    """Its arguments by name are in a dict of the pickle (NEWOBJ_EX, or a partial)."""
+
+    def __new__(cls, *, value: Any = None) -> Keyword:
+        made = super().__new__(cls)
+        made.value = value  # type: ignore[attr-defined]
+        return made
+
+    def __getnewargs_ex__(self) -> Any:
+        return (), {"value": self.value}  # type: ignore[attr-defined]
+
+    def __getstate__(self) -> Any:
+        return None
 
 
 class Amended(list[Any]):
@@ -61,6 +94,75 @@ def make_amended(args: Any, items: Iterable[Any] = ()) -> Amended:
     made = Amended(items)
     made.args = args
     return made
+
+
+class WithSetter(Plain):
+    """Its state is set by a call whose result is thrown away, as cloudpickle does."""
+
+    def __reduce__(self) -> Any:
+        return WithSetter, (), self.__dict__, None, None, set_state
+
+
+def set_state(made: Any, state: Any) -> None:
+    made.__dict__.update(state)
+
+
+class Filled(Plain):
+    """Made empty, and filled by a second call, as functions by cloudpickle before 1.3."""
+
+    def __reduce__(self) -> Any:
+        return fill, (Skeleton(), self.__dict__)
+
+
+class Skeleton(Plain):
+    def __reduce__(self) -> Any:
+        return make_skeleton, ()
+
+
+def make_skeleton() -> Filled:
+    return Filled()
+
+
+def fill(made: Filled, state: Any) -> Filled:
+    made.__dict__.update(state)
+    return made
+
+
+class Hashed(Plain):
+    """Equal by value: a set or a dict asks it while it may not have its state yet."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return Hashed, (self.value,), {k: v for k, v in self.__dict__.items() if k != "value"}
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hashed) and other.value == self.value
+
+
+class Late(Plain):
+    """Gets an attribute when it is on the stack already, as modules and classes by dill."""
+
+
+def assign(made: Any, value: Any) -> None:
+    made.__dict__["late"] = value
+
+
+class LatePickler(pickle._Pickler):
+    """Writes Late as dill does: the object, then a call, then POP."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        is_new = isinstance(obj, Late) and id(obj) not in self.memo  # type: ignore[attr-defined]
+        super().save(obj, save_persistent_id)  # type: ignore[misc]
+        if is_new and id(obj) in self.memo:  # type: ignore[attr-defined]
+            late = Plain()
+            late.owner = [obj]  # type: ignore[attr-defined]
+            self.save_reduce(assign, (obj, late))  # type: ignore[attr-defined]
+            self.write(pickle.POP)  # type: ignore[attr-defined]
 
 
 class Color(enum.Enum):
@@ -87,7 +189,7 @@ def make_leaf(rng: random.Random) -> Any:
         bytearray(b"x%d" % rng.randrange(3)),
         "\udcff\n\\\r\0",
         "é" * rng.randrange(300),
-        b"z" * 70_000,
+        b"z" * rng.choice([70, 70_000]),
         Color.RED,
         Plain,
         (),
@@ -97,72 +199,181 @@ def make_leaf(rng: random.Random) -> Any:
     return rng.choice(leaves)
 
 
-def make_node(rng: random.Random, kids: list[Any], pick: Any) -> Any:
+def make_function(kids: list[Any]) -> Any:
+    """Return a function that only cloudpickle can write: it holds kids, and itself."""
+
+    def function(*args: Any) -> Any:
+        return kids, function, args
+
+    function.__dict__["tag"] = kids
+    return function
+
+
+def make_node(rng: random.Random, kids: list[Any], pick: Any, kinds: str) -> Any:
     """Return a container of any kind that holds kids."""
-    kind = rng.randrange(12)
-    if kind <= 2:
+    kind = rng.choice(kinds)
+    named = {f"a{i}": kid for i, kid in enumerate(kids)}
+    if kind == "l":
         return list(kids)
-    if kind <= 4:
+    if kind == "d":
         return {f"k{i % 5}": kid for i, kid in enumerate(kids)}
-    if kind <= 6:
+    if kind == "t":
         return tuple(kids)
-    if kind == 7:
-        made: Any = Plain()
-        made.__dict__.update({f"a{i}": kid for i, kid in enumerate(kids)})
-    elif kind == 8:
+    if kind == "f":
+        return make_function(kids)
+    made: Any
+    if kind == "s":
+        made = {Hashed(i) for i in range(rng.randrange(4))}
+        for member in made:
+            member.kid = pick()
+        return made if rng.random() < 0.5 else dict.fromkeys(made, pick())
+    if kind == "o":
         made = Slots()
         made.a, made.b = pick(), pick()
-    elif kind == 9:
+    elif kind == "v":  # what an object has for its attributes, beside it
+        made = Plain()
+        made.__dict__.update(named)
+        return [made, vars(made)]
+    elif kind == "L":
         made = ListSubclass(kids)
         made.tag = pick()
-    elif kind == 10:
+    elif kind == "D":
         made = rng.choice([DictSubclass, collections.OrderedDict])(zip("qrst", kids))
+    elif kind == "a":
+        made = make_amended(pick(), kids)
+    elif kind == "r":
+        made = rng.choice([make_reduced(kids), Pair(pick(), pick()), Keyword(value=kids)])
     else:
-        made = rng.choice(
-            [Stateful(), Pair(pick(), pick()), make_reduced(kids), make_amended(pick(), kids)]
-        )
+        made = rng.choice([Plain, Stateful, WithSetter, Filled, Late])()
+        made.__dict__.update(named)
     return made
 
 
-def make_traces(rng: random.Random, *, recursive: bool) -> list[Any]:
-    """Return 1 to 8 traces that share objects, and refer to themselves if recursive."""
+KINDS = "lddttsovvLDarpppp"  # one letter a kind of node, see make_node
+
+
+def make_traces(rng: random.Random, *, kinds: str = KINDS) -> list[Any]:
+    """Return 1 to 8 traces of these kinds of nodes that share objects, and refer to themselves."""
     pool: list[Any] = []
 
     def pick() -> Any:
-        if pool and rng.random() < 0.5:
+        if pool and rng.random() < 0.6:
             return rng.choice(pool)
         leaf = make_leaf(rng)
         pool.append(leaf)
         return leaf
 
     for _ in range(rng.randrange(1, 12)):
-        pool.append(make_node(rng, [pick() for _ in range(rng.randrange(4))], pick))
-    if recursive:
-        for _ in range(rng.randrange(6)):
-            target = rng.choice(pool)
-            if isinstance(target, Amended) and rng.random() < 0.7:
-                target.args = [rng.choice(pool)]
-            elif isinstance(target, list):
-                target.append(rng.choice(pool))
-            elif isinstance(target, dict):
-                target["m"] = rng.choice(pool)
-            elif isinstance(target, (Plain, Stateful)):
-                target.x = rng.choice(pool)  # type: ignore[union-attr]
+        pool.append(make_node(rng, [pick() for _ in range(rng.randrange(4))], pick, kinds))
+    for _ in range(rng.randrange(6)):
+        target = rng.choice(pool)
+        if isinstance(target, Amended) and rng.random() < 0.7:
+            target.args = [rng.choice(pool)]
+        elif isinstance(target, list):
+            list.append(target, rng.choice(pool))
+        elif isinstance(target, dict):
+            target["m"] = rng.choice(pool)
+        elif isinstance(target, Plain):
+            target.__dict__["x"] = rng.choice(pool)
     return [rng.choice(pool) for _ in range(rng.randrange(1, 9))]
 
 
-def make_amended_traces(rng: random.Random) -> list[Any]:
-    """Return 2 to 5 traces of few objects, many of which are amended while others are made."""
-    pool: list[Any] = [["leaf"]]
-    for _ in range(rng.randrange(2, 7)):
-        pool.append(rng.choice([make_amended(None), [], {}, (rng.choice(pool), rng.choice(pool))]))
-    for target in pool:
-        for _ in range(rng.randrange(3)):
-            other = rng.choice(pool)
-            if isinstance(target, Amended) and target.args is None and rng.random() < 0.7:
-                target.args = other
-            elif isinstance(target, list):
-                target.append(other)
-            elif isinstance(target, dict):
-                target[rng.randrange(3)] = other
-    return [rng.choice(pool) for _ in range(rng.randrange(2, 6))]
+def dump_python(value: object, protocol: int) -> bytes:
+    return _dump_with(pickle._Pickler, value, protocol)
+
+
+def dump_late(value: object, protocol: int) -> bytes:
+    return _dump_with(LatePickler, value, protocol)
+
+
+def _dump_with(pickler: Any, value: object, protocol: int) -> bytes:
+    parts: list[bytes] = []
+    sink = types.SimpleNamespace(write=lambda data: parts.append(bytes(data)))
+    pickler(sink, protocol).dump(value)
+    return b"".join(parts)
+
+
+PICKLERS = {
+    "c": pickle.dumps,
+    "python": dump_python,
+    "late": dump_late,
+    "cloudpickle": cloudpickle.dumps,
+}
+
+_ATOMS = (int, float, complex, str, bytes, bool, type(None), enum.Enum, types.BuiltinFunctionType)
+
+
+def find_difference(left: Any, right: Any) -> str:
+    """Return where two graphs differ in types, values or identities; nothing if they do not.
+
+    Objects are paired as they are met: one on the left is always the same one on the right.
+    """
+    paired: dict[int, int] = {}
+    paired_back: dict[int, int] = {}
+    kept = []  # so that no id is used twice
+    waiting = [(left, right, "")]
+    while waiting:
+        one, other, path = waiting.pop()
+        if type(one) is not type(other):
+            return f"{path}: {type(one).__name__} and {type(other).__name__}"
+        if isinstance(one, _ATOMS) or one == ():
+            if one != other and one == one:
+                return f"{path}: {one!r:.80} and {other!r:.80}"
+            continue
+        if paired.setdefault(id(one), id(other)) != id(other):
+            return f"{path}: shared on the left only"
+        if paired_back.setdefault(id(other), id(one)) != id(one):
+            return f"{path}: shared on the right only"
+        kept.append((one, other))
+        if len(kept) > 1 and any(one is known for known, _ in kept[-2:-1]):
+            continue
+        parts, other_parts = list(_parts(one)), list(_parts(other))
+        if [key for key, _ in parts] != [key for key, _ in other_parts]:
+            return f"{path}: has {[k for k, _ in parts]} and {[k for k, _ in other_parts]}"
+        for (key, part), (_, other_part) in zip(parts, other_parts):
+            pair = (id(part), id(other_part))
+            if paired.get(pair[0]) == pair[1] and paired_back.get(pair[1]) == pair[0]:
+                continue
+            waiting.append((part, other_part, f"{path}.{key}"))
+    return ""
+
+
+def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield all that a value is made of, each part with a name that does not depend on identity."""
+    if isinstance(value, type):
+        if value.__module__ == "__main__" or "<locals>" in value.__qualname__:
+            yield from ((k, v) for k, v in vars(value).items() if not k.startswith("__"))
+        yield value.__qualname__, None
+    elif isinstance(value, types.FunctionType):
+        code = value.__code__
+        yield code.co_code, None
+        yield "defaults", value.__defaults__
+        for name, cell in zip(code.co_freevars, value.__closure__ or ()):
+            yield name, cell
+        for name in code.co_names:
+            if name in value.__globals__:
+                yield name, value.__globals__[name]
+        yield from vars(value).items()
+    elif isinstance(value, types.CellType):
+        yield "contents", value.cell_contents
+    elif isinstance(value, bytearray):
+        yield bytes(value), None
+    if isinstance(value, (list, tuple)):
+        yield from enumerate(list.__iter__(value) if isinstance(value, list) else value)
+    elif isinstance(value, (set, frozenset)):
+        yield from ((_name(item), item) for item in sorted(value, key=_name))
+    elif isinstance(value, dict):
+        for number, (key, item) in enumerate(value.items()):
+            yield (number, _name(key)), key
+            yield (number, "item"), item
+    if hasattr(value, "__dict__") and not isinstance(value, (type, types.FunctionType)):
+        yield from ((_name(name), part) for name, part in vars(value).items())
+    for name in getattr(type(value), "__slots__", ()):
+        if hasattr(value, name):
+            yield name, getattr(value, name)
+
+
+def _name(key: Any) -> str:
+    if isinstance(key, Hashed):
+        return f"Hashed {key.__dict__.get('value')}"
+    return re.sub(" at 0x[0-9a-f]+", "", repr(key))

@@ -155,7 +155,7 @@ BAD_FILES = [
         id="list-subclass",
     ),
     pytest.param("gz", pickled([]), "la lista de traces está vacía", id="empty-list"),
-    pytest.param("gz", pickled(()), "la lista de traces está vacía", id="empty-tuple"),
+    pytest.param("gz", pickled(([1, 2], [0, 1])), "un objeto tuple de longitud 2", id="tuple"),
     pytest.param(
         "plain",
         content(pickled_list(pickled_call("no_such_module", "Trace"))),

@@ -809,12 +809,6 @@ def test_content_decides_what_is_gzip(folders: Folders) -> None:
         assert load_set(folders.output, stem) == [[1, 2]]
 
 
-def test_tuple_gives_tuples(folders: Folders) -> None:
-    write_batch(folders.source / "a.pkl.gz", (1, 2, 3))
-    assert split(*folders.args("-n", 2)).returncode == 0
-    assert load_set(folders.output, "a") == [(1, 2), (3,)]
-
-
 def test_sub_batches_have_the_highest_protocol(folders: Folders) -> None:
     for protocol in range(5):
         write_batch(folders.source / f"p{protocol}.pkl", [1, 2, 3], protocol)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import os
 import pickle
 import pickletools
@@ -12,7 +10,6 @@ import random
 import re
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,171 +26,17 @@ from conftest import (
     write_batch,
     write_module,
 )
-from graphs import make_amended_traces, make_traces
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
 from test_bad_input import BAD_FILES, MODULE, Make, content, pickled
 
 import divide_conquer
-from divide_conquer import IndexedBatch, LoadError
+from divide_conquer import LoadError
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
-RECURSIVE_LIMIT = "sus referencias recursivas no se pueden copiar"
-
-
-class Sink:
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def write(self, data: Any, /) -> None:
-        self.data += data
-
-
-def split_bytes(data: bytes, n: int) -> list[bytes]:
-    """Split a pickle in memory, by the functions that the command line uses."""
-
-    @contextlib.contextmanager
-    def open_stream() -> Iterator[io.BufferedReader[Any]]:
-        yield io.BufferedReader(io.BytesIO(data))
-
-    batch = IndexedBatch(open_stream, Path("batch.pkl"), n)
-    parts = []
-    done = 0
-    while done < batch.n_traces:
-        sink = Sink()
-        done += batch.dump_next(sink)
-        parts.append(bytes(sink.data))
-    batch.close()
-    return parts
-
-
-def dump_python(value: object, protocol: int) -> bytes:
-    file = io.BytesIO()
-    pickle._Pickler(file, protocol).dump(value)
-    return file.getvalue()
-
-
-def dump_optimized(value: object, protocol: int) -> bytes:
-    return pickletools.optimize(pickle.dumps(value, protocol))
 
 
 def opcodes(data: bytes) -> list[tuple[str, Any]]:
     """Return opcodes and arguments, FRAMEs aside."""
     return [(op.name, arg) for op, arg, _ in pickletools.genops(data) if op.name != "FRAME"]
-
-
-PICKLERS: dict[str, Callable[[object, int], bytes]] = {
-    "c": pickle.dumps,
-    "python": dump_python,
-    "optimized": dump_optimized,
-}
-
-
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("pickler", PICKLERS)
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32), n=st.integers(1, 5))
-def test_values_and_their_sharing_are_equal(pickler: str, protocol: int, seed: int, n: int) -> None:
-    traces = make_traces(random.Random(seed), recursive=True)
-    try:
-        data = PICKLERS[pickler](traces, protocol)
-        source = pickle.loads(data)
-    except Exception:
-        event("not picklable")
-        return
-    try:
-        parts = split_bytes(data, n)
-    except LoadError as error:
-        assert error.problem == RECURSIVE_LIMIT
-        event("too recursive")
-        return
-    assert len(parts) == -(-len(traces) // n)
-    for number, part in enumerate(parts):
-        expected = pickle.dumps(source[number * n : (number + 1) * n], 5)
-        assert pickle.dumps(pickle.loads(part), 5) == expected
-
-
-@pytest.mark.parametrize("block_bytes", [33, 64, 100])
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("pickler", PICKLERS)
-def test_opcodes_that_cross_blocks(
-    monkeypatch: pytest.MonkeyPatch, pickler: str, protocol: int, block_bytes: int
-) -> None:
-    """As above, but each block that is read holds a few opcodes only."""
-    monkeypatch.setattr(divide_conquer, "BLOCK_BYTES", block_bytes)
-    compared = 0
-    for seed in range(60):
-        traces = make_traces(random.Random(seed), recursive=True)
-        try:
-            data = PICKLERS[pickler](traces, protocol)
-            source = pickle.loads(data)
-            parts = split_bytes(data, 1)
-        except LoadError as error:
-            assert error.problem == RECURSIVE_LIMIT
-            continue
-        except Exception:
-            continue  # not picklable
-        together = [trace for part in parts for trace in pickle.loads(part)]
-        assert len(together) == len(source)
-        for trace, expected in zip(together, source):
-            assert pickle.dumps(trace, 5) == pickle.dumps(expected, 5)
-        compared += 1
-    assert compared > 5
-
-
-def test_objects_amended_while_others_are_made_are_right_or_refused() -> None:
-    outcomes = {"refused": 0, "equal": 0}
-    for seed in range(2000):
-        rng = random.Random(seed)
-        traces, n, protocol = make_amended_traces(rng), rng.randrange(1, 4), rng.randrange(6)
-        try:
-            data = dump_python(traces, protocol)
-            source = pickle.loads(data)
-            expected = [pickle.dumps(source[i : i + n], 5) for i in range(0, len(source), n)]
-        except RecursionError:
-            continue
-        try:
-            parts = split_bytes(data, n)
-        except LoadError as error:
-            assert error.problem == RECURSIVE_LIMIT
-            outcomes["refused"] += 1
-        else:
-            assert [pickle.dumps(pickle.loads(part), 5) for part in parts] == expected
-            outcomes["equal"] += 1
-    assert min(outcomes.values()) > 20, outcomes
-
-
-def test_a_line_that_ends_at_the_first_byte_of_a_block() -> None:
-    start = b"(lV"
-    text = b"x" * (divide_conquer.BLOCK_BYTES - len(start))
-    parts = split_bytes(start + text + b"\naVbbb\naVccc\na.", 1)
-    assert [pickle.loads(part) for part in parts] == [[text.decode()], ["bbb"], ["ccc"]]
-
-
-@pytest.mark.parametrize("protocol", range(6))
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32), n=st.integers(1, 5))
-def test_opcodes_are_those_of_pickle_dumps(protocol: int, seed: int, n: int) -> None:
-    traces = make_traces(random.Random(seed), recursive=False)
-    try:
-        data = pickle.dumps(traces, protocol)
-    except TypeError:
-        event("slots need protocol 2")
-        return
-    for number, part in enumerate(split_bytes(data, n)):
-        expected = pickle.dumps(traces[number * n : (number + 1) * n], protocol)
-        assert opcodes(part) == opcodes(expected)
-
-
-@pytest.mark.parametrize("n", [1, 7, 999, 1000, 1001, 2500])
-@pytest.mark.parametrize("protocol", range(6))
-def test_long_lists_keep_the_groups_of_a_pickler(protocol: int, n: int) -> None:
-    shared = [f"name {i}" for i in range(400)]  # more memo ids than BINGET can name
-    traces = [[shared[i % 400], i, shared[(i * 7) % 400]] for i in range(2500)]
-    parts = split_bytes(pickle.dumps(traces, protocol), n)
-    for number in (0, len(parts) // 2, len(parts) - 1):
-        expected = pickle.dumps(traces[number * n : (number + 1) * n], protocol)
-        assert opcodes(parts[number]) == opcodes(expected)
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pkl.gz"])
@@ -231,7 +74,6 @@ GOOD_FILES = [
         id="pickle-in-two-members",
     ),
     pytest.param("gz", content(gzip.compress(pickle.dumps([1])) + bytes(99)), "", id="zeros"),
-    pytest.param("gz", pickled((1, 2, 3)), "", id="tuple"),
     pytest.param("gz", pickled(whole_list_in_a_trace()), "", id="whole-list-in-a-trace"),
     pytest.param("gz", pickled([np.arange(9), np.zeros((2, 3), order="F")]), "", id="arrays"),
 ]
@@ -272,8 +114,6 @@ def memoized_text(protocol: int) -> bytes:
 
 HARD_CASES = [
     pytest.param(memoized_text(0), id="text-opcodes"),
-    pytest.param(b"(lp0\nPsome id\na(Pother\nta.", id="persistent-id-text"),
-    pytest.param(b"\x80\x02]q\x00(X\x02\x00\x00\x00idQK\x02e.", id="persistent-id"),
     pytest.param(b"\x80\x02](\x82\x01\x83\x01\x01\x84\x01\x00\x00\x00e.", id="extension-codes"),
     pytest.param(b"\x80\x03](c__main__\nSe\xc3\xb1al\nq\x05h\x05e.", id="global-not-ascii"),
     pytest.param(b"](K\x01(imodule\nname\n(cmodule\nname\nK\x02oe.", id="inst-and-obj"),
@@ -289,11 +129,15 @@ def test_hard_case_keeps_all_opcodes(tmp_path: Path, data: bytes) -> None:
     done = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", *options)
     assert (done.returncode, done.stderr) == (0, "")
     copied = (tmp_path / "out" / "a_sub0000.pkl").read_bytes()
-    skipped = ("PUT", "BINPUT", "GET", "BINGET")  # renumbered
 
     def without_numbers(pickled: bytes) -> list[tuple[str, Any]]:
         text = pickled.replace("Señal".encode(), b"Senal")  # genops cannot read it
-        return [(name, None if name in skipped else arg) for name, arg in opcodes(text)]
+        fetched = ("GET", "BINGET")  # renumbered; and the list itself is not memoized
+        return [
+            (name, None if name in fetched else arg)
+            for name, arg in opcodes(text)
+            if name not in ("PUT", "BINPUT")
+        ]
 
     assert without_numbers(copied) == without_numbers(data)
 
@@ -338,7 +182,7 @@ def cyclic() -> list[Any]:
 NOT_COPYABLE = "no se pueden copiar(.*\n)+.*sin --low-memory"
 
 REFUSED = [
-    pytest.param(pickle.dumps((1, 2)), "objeto tuple.*\n.*\n.*sin --low-memory", id="tuple"),
+    pytest.param(pickle.dumps((1, 2)), "objeto tuple.*\n.*\n.*como una lista", id="tuple"),
     pytest.param(pickle.dumps({"a": 1}), "objeto dict", id="dict"),
     pytest.param(pickle.dumps("text"), "objeto str", id="str"),
     pytest.param(pickle.dumps(5), "objeto int", id="int"),
@@ -364,9 +208,15 @@ REFUSED = [
     pytest.param(b"](\x85e.", "dañado", id="stack-underflow"),
     pytest.param(b"0].", "dañado", id="pop-of-nothing"),
     pytest.param(b"](h\x07e.", "dañado", id="undefined-memo-id"),
-    pytest.param(b"](K\x01q\x01K\x02q\x01e.", NOT_COPYABLE, id="memo-id-twice"),
-    pytest.param(b"](]q\x01q\x02e.", NOT_COPYABLE, id="two-ids-for-one-object"),
-    pytest.param(b"\x80\x02](]q\x01K\x010e.", NOT_COPYABLE, id="pop-after-a-state-setter"),
+    pytest.param(b"(lp0\nPsome id\na.", "fuera del archivo", id="persistent-id-text"),
+    pytest.param(b"\x80\x02](K\x01QK\x02Qe.", "fuera del archivo", id="persistent-id"),
+    pytest.param(
+        b"](K\x01q\x01K\x02q\x01e.", "dos veces(.*\n)+.*sin --low-memory", id="memo-id-twice"
+    ),
+    pytest.param(b"\x80\x02](]q\x01K\x010K\x02e.", NOT_COPYABLE, id="pop-for-no-reason"),
+    pytest.param(b"](}(K\x01ue.", "dañado", id="key-without-a-value"),
+    pytest.param(b"((K\x01dl.", "dañado", id="dict-with-a-key-without-a-value"),
+    pytest.param(b"(K\x01l.", "no está escrita(.*\n)+.*sin --low-memory", id="list-made-at-once"),
     pytest.param(b"\x80\x02](K\x01\x80\x04K\x01e.", NOT_COPYABLE, id="protocol-in-the-middle"),
     pytest.param(b"]K\x01e.", "dañado", id="no-mark"),
     pytest.param(b"](K\x01.", "dañado", id="mark-left"),
@@ -386,55 +236,6 @@ def test_what_cannot_be_split_is_one_clear_error(
     assert "Traceback" not in done.stderr
     assert names(tmp_path / "out") == []
     assert (tmp_path / "a.pkl").read_bytes() == data
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_every_truncation_is_refused(protocol: int) -> None:
-    data = pickle.dumps([{"a": "b", "c": [1.5, "b"]}, ("b", b"bytes")], protocol)
-    for stop in range(1, len(data)):
-        with pytest.raises(LoadError):
-            split_bytes(data[:stop], 1)
-
-
-class SafeUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} is not loaded in a test")
-
-
-def load_safely(data: bytes) -> Any:
-    file = io.BytesIO(data)
-    value = SafeUnpickler(file).load()
-    if file.read(1):
-        raise pickle.UnpicklingError("more data")
-    return value
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_mutated_pickle_is_refused_or_split_as_it_loads(protocol: int) -> None:
-    rng = random.Random(protocol)
-    shared = ["shared", 7]
-    base = pickle.dumps(
-        [{"a": shared, "b": (1, 2.5, None)}, [shared, "text", True], {"c": "text"}, 300], protocol
-    )
-    outcomes = {"refused": 0, "split": 0, "equal": 0}
-    for _ in range(600):
-        data = bytearray(base)
-        for _ in range(rng.randrange(1, 4)):
-            data[rng.randrange(len(data))] = rng.choice(b"\x00\x85\x94.(0eabhjq\x8c]}t" + base)
-        try:
-            parts = split_bytes(bytes(data), 2)
-        except LoadError:
-            outcomes["refused"] += 1
-            continue
-        outcomes["split"] += 1
-        try:
-            source = load_safely(bytes(data))
-        except Exception:
-            continue  # nothing to compare with
-        together = [trace for part in parts for trace in load_safely(part)]
-        assert repr(together) == repr(source)
-        outcomes["equal"] += 1
-    assert min(outcomes.values()) > 20, outcomes
 
 
 def peak_mib(report: str) -> float:
@@ -474,24 +275,12 @@ def test_too_little_memory_for_the_index_is_a_clear_error(tmp_path: Path) -> Non
         resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
 
     source = tmp_path / "a.pkl"
-    source.write_bytes(b"](" + b"N" * 10**7 + b"e.")
+    source.write_bytes(b"](" + b"N" * (3 * 10**7) + b"e.")
     done = split("-i", source, "-o", tmp_path / "out", "--low-memory", preexec_fn=limit)
     assert done.returncode == 1
     assert "no hay memoria suficiente" in done.stderr
     assert "Traceback" not in done.stderr
     assert names(tmp_path / "out") == []
-
-
-def test_a_long_chain_of_traces_names_its_way_out(tmp_path: Path) -> None:
-    traces: list[Any] = [{"parent": None}]
-    for _ in range(1500):
-        traces.append({"parent": traces[-1]})
-    source = write_batch(tmp_path / "a.pkl", traces)
-    few = split("-i", source, "-o", tmp_path / "out", "-n", 750, "--low-memory")
-    assert few.returncode == 1
-    assert "Qué hacer: usa un --traces-per-batch mayor" in few.stderr
-    many = split("-i", source, "-o", tmp_path / "out", "-n", 2000, "--low-memory")
-    assert (many.returncode, many.stderr) == (0, "")
 
 
 def test_lying_length_allocates_nothing(tmp_path: Path) -> None:
