@@ -857,9 +857,8 @@ class PickleIndex:
         self._held_ids = array.array("q")
         # The call that was last: its end, function and what it fetched as arguments, if known.
         self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
-        self._popped = (
-            -1
-        )  # where what POP threw away began, if it belongs to the fetch that follows
+        # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.
+        self._popped = -1
         self._popped_starts: dict[int, int] = {}  # by event
         self._begin_object(0)
         try:
@@ -1141,8 +1140,8 @@ class PickleIndex:
             return -1
         return number + bisect_right(self._puts_before_rows, number)
 
-    def _name_id(self, name: int, start: int) -> None:
-        """Note the name that the PUT at start gives to the next memo id."""
+    def _name_id(self, name: int) -> None:
+        """Note the name that a PUT gives to the next memo id."""
         n_puts = len(self.starts) - len(self._rows)
         if not n_puts:
             self._first_name = name
@@ -1158,9 +1157,9 @@ class PickleIndex:
         self._need(1, start)
         if code != _MEMOIZE:
             self.explicit_puts = True
-            self._name_id(_read_memo_id(code, argument), start)
+            self._name_id(_read_memo_id(code, argument))
         elif self._first_name or self._named_ids is not None:
-            self._name_id(len(self.starts) - len(self._rows), start)
+            self._name_id(len(self.starts) - len(self._rows))
         entry = self._stack[-1]
         if ~entry >= _FETCHED:
             self.refuse(_NOT_COPYABLE)
@@ -1209,8 +1208,10 @@ class PickleIndex:
             raise EOFError("the pickle has no end")
         fetches = following[0] in _GETS
         next_id = self._id_named(_read_memo_id(following[0], following[1:])) if fetches else -1
+        is_effect = may_be_effect = False
         if self._marks and (code != _POP or self._marks[-1][0] == len(self._stack)):
             height, popped_start = self._marks.pop()
+            may_be_effect = min(self._kinds[height:], default=_ATOM) <= _BUILTIN
             self._drop(height)
         else:
             self._need(1 if code == _POP else sys.maxsize, start)
@@ -1224,11 +1225,14 @@ class PickleIndex:
                 return
         if next_id >= 0 and self.defined[next_id] >= popped_start:
             self._popped = popped_start
-        elif not self._stack and not self._marks:
+        elif not self._stack and not self._marks and not may_be_effect:
             self._popped = -1
             self._begin_object(0)
         elif following[0] in _POPS:
             self._popped = popped_start
+        elif is_effect and len(self._stack) > (self._marks[-1][0] if self._marks else 0):
+            # Nothing there can be changed; but a PUT would take the call into its span.
+            self._kinds[-1] = min(self._kinds[-1], _VALUE)
         else:
             self.refuse(_NOT_COPYABLE)
 

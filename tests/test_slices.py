@@ -368,15 +368,30 @@ def amend(number: int) -> bytes:
 CROSSING = [
     pytest.param(b"\x80\x02](]q\x00K\x01" + amend(0) + b"e.", id="appended"),
     pytest.param(
-        b"\x80\x02](cgraphs\nPlain\nq\x00)\x81q\x01NNcgraphs\nassign\n(h\x01K\x05tR0e.",
-        id="effect-beneath-another",
+        b"\x80\x02](cgraphs\nPlain\n)\x81q\x01NNcgraphs\nassign\n(h\x01K\x05tR0e.",
+        id="changed-by-a-call",
     ),
 ]
 
 
 @pytest.mark.parametrize("data", CROSSING)
 def test_object_that_another_sub_batch_changes_is_refused(data: bytes) -> None:
-    with pytest.raises(LoadError, match=rf"{OTHER_SUB_BATCH}|{NOT_COPYABLE}"):
+    with pytest.raises(LoadError, match=OTHER_SUB_BATCH):
+        split_bytes(data, 1)
+    assert_slices(data, 9)
+
+
+def test_call_for_its_effect_before_all_objects_of_a_group_is_refused() -> None:
+    """It would stand between two traces, where no sub-batch takes it."""
+    with pytest.raises(LoadError, match=NOT_COPYABLE):
+        split_bytes(b"\x80\x02](cgraphs\nPlain\n)\x81q\x01e(cgraphs\nassign\n(h\x01NtR0Ne.", 1)
+
+
+def test_calls_thrown_away_together_are_refused() -> None:
+    """What each of them was there for cannot be seen."""
+    data = b"\x80\x02(cgraphs\nPlain\n)\x81q\x01cgraphs\nassign\n(h\x01NtR1](h\x01h\x01e."
+    assert pickle.loads(data)[0].late is None
+    with pytest.raises(LoadError, match=NOT_COPYABLE):
         split_bytes(data, 1)
 
 
