@@ -91,7 +91,8 @@ MTIME_TOLERANCE_NS = 2_000_000_000
 
 GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
 GZIP_ERRORS = (zlib.error, deflate_library.error)
-_GZIP_HEADER = GZIP_MAGIC + b"\x08\x00\x00\x00\x00\x00\x00\xff"  # deflate, no flags or time, any OS
+_GZIP_STAMP_START = GZIP_MAGIC + b"\x08\x10"  # deflate; of the flags, FCOMMENT
+_GZIP_STAMP_SYSTEM = b"\x00\xff"  # no extra flags; any system
 _LAST_DEFLATE_BLOCK = b"\x03\x00"  # RFC 1951, 3.2.6: final, fixed codes, nothing in it
 _GZIP_WBITS = 31  # zlib manual, inflateInit2: 32 KiB window, gzip header
 _RAW_WBITS = -15  # deflateInit2: the same window, no header
@@ -187,9 +188,19 @@ class Phase(enum.Enum):
 Progress = Callable[[Phase, int, int], None]
 """Called as progress(phase, done_bytes, expected_bytes), one call at a time but from any thread.
 
-To cancel the split, raise KeyboardInterrupt, or another BaseException that is no Exception.
+To cancel the split, raise any exception: it comes out of the call as it is.
 It is never called between the first rename of a publish and the end.
 """
+
+_CANCELS = "_cancels_split"
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Return whether error is to end the whole run: Ctrl-C, or what progress has raised.
+
+    Any other BaseException (SystemExit, CancelledError, a panic of pyo3) is of the code of a trace.
+    """
+    return isinstance(error, KeyboardInterrupt) or _CANCELS in vars(error)
 
 
 def _ignore_progress(phase: Phase, done_bytes: int, expected_bytes: int) -> None:
@@ -210,7 +221,11 @@ class Meter:
     def add(self, n_bytes: int) -> None:
         with self._lock:
             self._done_bytes += n_bytes
-            self._progress(self._phase, self._done_bytes, self._expected_bytes)
+            try:
+                self._progress(self._phase, self._done_bytes, self._expected_bytes)
+            except BaseException as error:
+                vars(error)[_CANCELS] = True  # it passes code that explains what a trace raises
+                raise
 
 
 # ---------------------------------------------------------------------------------------------
@@ -249,7 +264,7 @@ def _inflate(file: io.BufferedReader[Any]) -> Generator[bytes, None, None]:
     """
     data = file.read(_DEFLATED_BYTES)
     while data:
-        if len(data) < len(GZIP_MAGIC):
+        if len(data) < _STAMP_BYTES:  # isal takes a header in one piece only
             data += file.read(_DEFLATED_BYTES)
         if not data.startswith(GZIP_MAGIC):  # isal would wait for the rest of a header
             raise zlib.error("hay datos que no son gzip después del final")
@@ -325,6 +340,47 @@ def _deflate_block(block: memoryview) -> bytes:
     return _deflate_alone(_FOR_TEXT if is_text else _FOR_TENSORS, block)
 
 
+class Stamp(NamedTuple):
+    """What a sub-batch says of itself in its gzip header: traces first to stop - 1 of n_traces.
+
+    original_bytes, original_mtime: size and modification time (whole seconds) of the original.
+    """
+
+    first: int
+    stop: int
+    n_traces: int
+    original_bytes: int
+    original_mtime: int
+
+    def header(self) -> bytes:
+        """Return the header of a gzip member (RFC 1952, 2.3) with MTIME and FCOMMENT."""
+        mtime = struct.pack("<I", self.original_mtime & 0xFFFFFFFF)
+        comment = (
+            f"traces {self.first}-{self.stop - 1} of {self.n_traces}; "
+            f"original {self.original_bytes} bytes\0"
+        )
+        return _GZIP_STAMP_START + mtime + _GZIP_STAMP_SYSTEM + comment.encode("ascii")
+
+
+_STAMP_BYTES = 160  # more than four numbers of 20 digits take
+_STAMP_COMMENT = re.compile(rb"traces (\d+)-(\d+) of (\d+); original (\d+) bytes\0")
+
+
+def read_stamp(path: Union[str, os.PathLike[str]]) -> Optional[Stamp]:
+    """Return what the gzip header of a sub-batch says, without decompressing anything.
+
+    None where the file is not a ``.pkl.gz`` that this script wrote.  Raises OSError.
+    """
+    with open(path, "rb") as file:
+        start = file.read(_STAMP_BYTES)
+    if not start.startswith(_GZIP_STAMP_START) or start[8:10] != _GZIP_STAMP_SYSTEM:
+        return None
+    if not (comment := _STAMP_COMMENT.match(start, 10)):
+        return None
+    first, last, n_traces, original_bytes = map(int, comment.groups())
+    return Stamp(first, last + 1, n_traces, original_bytes, int.from_bytes(start[4:8], "little"))
+
+
 class GzipWriter:
     """Deflate what is written into one gzip member (RFC 1952), on the threads of a pool.
 
@@ -332,10 +388,10 @@ class GzipWriter:
     call; when full it is summed and given to the pool; the writing thread takes the deflated blocks
     back in order and writes them.  At most max_waiting blocks are on their way, so memory is
     bounded.  A worker's error comes out of the write or close that takes its block back.
-    Without name and time in the header, equal input gives equal output.
+    header: of the member.  Equal input and header give equal output.
     """
 
-    def __init__(self, sink: Writable, pool: Executor, max_waiting: int) -> None:
+    def __init__(self, sink: Writable, header: bytes, pool: Executor, max_waiting: int) -> None:
         self._sink = sink
         self._pool = pool
         self._max_waiting = max_waiting
@@ -344,7 +400,7 @@ class GzipWriter:
         self._filled = 0
         self._crc32 = 0
         self._n_bytes = 0
-        sink.write(_GZIP_HEADER)
+        sink.write(header)
 
     def write(self, data: memoryview) -> None:
         """Take bytes of any length; data must be flat."""
@@ -510,7 +566,9 @@ def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
         more = stream.read(1)  # also what makes gzip verify its CRC-32
     except SplitError:
         raise
-    except (Exception, SystemExit) as error:  # a pickle runs code, which may raise anything
+    except BaseException as error:  # a pickle runs code, which may raise anything
+        if is_interruption(error):
+            raise
         raise _load_error(path, error) from error
     if more:
         raise LoadError(path, *_MORE_DATA)
@@ -1697,48 +1755,90 @@ class SetState(enum.Enum):
     """What the output folder holds of one source."""
 
     ABSENT = "nothing but, perhaps, parts of a run that was killed"
-    PRESENT = "numbers from 0 on without a gap, of one suffix"
-    SAME = "PRESENT, and made from a source of this modification time"
+    WHOLE = "all sub-batches, and made from this original, as far as they tell"
+    FOREIGN = "sub-batches that are not whole, or of another original: see FoundSet.problem"
     INTERRUPTED = "a publish of this source that was killed before its last rename"
     BROKEN = "anything else: sub-batches that no run of this script leaves"
 
 
 class FoundSet(NamedTuple):
-    """The files of one set, each kind sorted by number."""
+    """The files of one set, each kind sorted by number; problem: Spanish, what does not fit."""
 
     state: SetState
     finals: list[Path]
     parts: list[Path]
+    problem: str = ""
+
+
+class Original(NamedTuple):
+    """What a set tells of its original: size, and modification time."""
+
+    size_bytes: int
+    mtime_ns: int
+
+    def is_of(self, stamp: Stamp) -> bool:
+        seconds = (self.mtime_ns // 10**9) & 0xFFFFFFFF
+        near = abs(stamp.original_mtime - seconds) * 10**9 <= MTIME_TOLERANCE_NS
+        return stamp.original_bytes == self.size_bytes and near
 
 
 def _same_mtime(path: Path, mtime_ns: int) -> bool:
     return abs(path.stat().st_mtime_ns - mtime_ns) <= MTIME_TOLERANCE_NS
 
 
-def _judge_set(
-    finals: dict[int, Path], parts: dict[int, Path], n_finals: int, mtime_ns: int
-) -> SetState:
-    if not n_finals:
-        return SetState.ABSENT
-    if 0 not in finals:
-        ours = 0 in parts and all(_same_mtime(p, mtime_ns) for p in [parts[0], *finals.values()])
-        return SetState.INTERRUPTED if ours else SetState.BROKEN
-    one_suffix = len({path.suffix for path in finals.values()}) == 1
-    if len(finals) != n_finals or max(finals) != n_finals - 1 or not one_suffix:
-        return SetState.BROKEN
-    return SetState.SAME if _same_mtime(finals[0], mtime_ns) else SetState.PRESENT
+def _is_part_of(path: Path, original: Original) -> bool:
+    """Return whether a file with the name of a sub-batch, or of its part, is of this original."""
+    stamp = read_stamp(path)
+    return original.is_of(stamp) if stamp else _same_mtime(path, original.mtime_ns)
 
 
-def find_set(output_dir: Path, stem: str, mtime_ns: int) -> FoundSet:
-    """Look for the set of the source with this stem and modification time; touch nothing."""
+def _find_problem(finals: Sequence[Path], original: Original) -> str:
+    """Return what is wrong with a set, whose numbers have no gap, as the set of original."""
+    for path in finals:
+        if not path.stat().st_size:
+            return f"{path.name} está vacío"
+    expected = 0
+    n_traces = 0
+    for path in finals if finals[0].suffix == ".gz" else ():
+        stamp = read_stamp(path)
+        if stamp is None:
+            return f"{path.name} no lleva el sello de este programa"
+        if not original.is_of(stamp):
+            return f"{path.name} procede de otro original (otro tamaño u otra fecha)"
+        if stamp.first != expected:
+            return f"{path.name} no sigue al anterior: sus traces empiezan en el {stamp.first}"
+        expected, n_traces = stamp.stop, stamp.n_traces
+    if expected != n_traces:
+        return f"falta el último sub-batch: hay {expected} traces de {n_traces}"
+    if not n_traces and not _same_mtime(finals[0], original.mtime_ns):
+        return f"{finals[0].name} procede de un original con otra fecha de modificación"
+    return ""
+
+
+def find_set(output_dir: Path, stem: str, original: Original) -> FoundSet:
+    """Look for the set of the source with this stem, size and modification time; touch nothing."""
     name = re.compile(re.escape(stem) + r"_sub([0-9]+)\.pkl(?:\.gz)?(\.part)?", re.DOTALL)
     found: dict[bool, list[tuple[int, Path]]] = {False: [], True: []}
     for entry in os.listdir(output_dir) if output_dir.is_dir() else ():
         if match := name.fullmatch(entry):
             found[bool(match[2])].append((int(match[1]), output_dir / entry))
-    finals, parts = sorted(found[False]), sorted(found[True])
-    state = _judge_set(dict(finals), dict(parts), len(finals), mtime_ns)
-    return FoundSet(state, [path for _, path in finals], [path for _, path in parts])
+    numbered, numbered_parts = sorted(found[False]), sorted(found[True])
+    finals, parts = [path for _, path in numbered], [path for _, path in numbered_parts]
+    problem = ""
+    if not finals:
+        state = SetState.ABSENT
+    elif numbered[0][0] != 0:
+        has_first_part = bool(parts) and numbered_parts[0][0] == 0
+        ours = has_first_part and all(_is_part_of(p, original) for p in [parts[0], *finals])
+        state = SetState.INTERRUPTED if ours else SetState.BROKEN
+    elif [number for number, _ in numbered] != list(range(len(finals))) or len(
+        {path.suffix for path in finals}
+    ) > 1:
+        state = SetState.BROKEN
+    else:
+        problem = _find_problem(finals, original)
+        state = SetState.FOREIGN if problem else SetState.WHOLE
+    return FoundSet(state, finals, parts, problem)
 
 
 def refuse_or_skip(source: Path, found: FoundSet, *, skip_existing: bool) -> bool:
@@ -1750,20 +1850,20 @@ def refuse_or_skip(source: Path, found: FoundSet, *, skip_existing: bool) -> boo
             f"la salida contiene un conjunto incompleto o mezclado ({names}…)",
             "compruébalo y apártalo, o elige otra carpeta de salida",
         )
-    if found.state is SetState.PRESENT and skip_existing:
+    if found.state is SetState.FOREIGN and skip_existing:
         raise OutputError(
             source,
-            f"{found.finals[0].name} procede de un original con otra fecha de modificación",
+            f"lo que hay en la salida no es su conjunto completo: {found.problem}",
             "mira si el original cambió o se copió sin su fecha; aparta esos sub-batches o elige "
             "otra carpeta de salida",
         )
-    if found.state in (SetState.PRESENT, SetState.SAME) and not skip_existing:
+    if found.state in (SetState.FOREIGN, SetState.WHOLE) and not skip_existing:
         raise OutputError(
             source,
             f"sus sub-batches ya existen ({found.finals[0].name}…)",
             "usa --skip-existing para omitirlo, apártalos o elige otra carpeta de salida",
         )
-    return found.state is SetState.SAME
+    return found.state is SetState.WHOLE
 
 
 @contextlib.contextmanager
@@ -1845,17 +1945,23 @@ class SubBatch:
     pickled_bytes: int
     crc32: int
     inode: int
+    mtime_ns: int
 
 
 class PartFile:
-    """A new file, never an existing one, that sums what is written to it."""
+    """A new file, never an existing one, that sums what is written to it.
 
-    def __init__(self, path: Path) -> None:
+    mode: permission bits, from which the system takes the umask.
+    """
+
+    def __init__(self, path: Path, mode: int) -> None:
         self.path = path
         self.size_bytes = 0
         self.crc32 = 0
+        self.mtime_ns = 0
         self._uncached_bytes = 0
-        self._file = open(path, "xb")  # noqa: SIM115  closed by finish or close
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self._file = open(os.open(path, flags, mode), "wb")  # noqa: SIM115  finish or close do
         self.inode = os.fstat(self._file.fileno()).st_ino
 
     def write(self, data: Union[bytes, memoryview]) -> None:
@@ -1865,8 +1971,8 @@ class PartFile:
         if self.size_bytes - self._uncached_bytes >= _UNCACHE_BYTES:
             self._uncache()
 
-    def finish(self, mtime_ns: int) -> Optional[OSError]:
-        """Put the file on disk with this modification time, and close it.
+    def finish(self, mtime_ns: Optional[int]) -> Optional[OSError]:
+        """Put the file on disk, with this modification time if any, and close it.
 
         Returns why the time could not be set, if so: it costs --skip-existing, not a trace.
         """
@@ -1874,10 +1980,12 @@ class PartFile:
         refused = None
         try:
             target = self._file.fileno() if os.utime in os.supports_fd else self.path
-            os.utime(target, ns=(time.time_ns(), mtime_ns))
+            if mtime_ns is not None:
+                os.utime(target, ns=(time.time_ns(), mtime_ns))
         except OSError as error:
             refused = error
         _sync_file(self._file.fileno())
+        self.mtime_ns = os.fstat(self._file.fileno()).st_mtime_ns
         self._uncache()
         self._file.close()
         return refused
@@ -1919,7 +2027,7 @@ class OutputSet:
     3. ``publish`` gives them their names; after it, leaving with an error removes nothing.
     """
 
-    def __init__(self, source: Path, identity: FileIdentity, output_dir: Path) -> None:
+    def __init__(self, source: Path, identity: FileIdentity, mode: int, output_dir: Path) -> None:
         stem = batch_stem(source.name)
         if stem is None:
             raise LoadError(
@@ -1928,14 +2036,17 @@ class OutputSet:
         self.stem = stem
         self.warnings: list[str] = []
         self._source = source
-        self._mtime_ns = identity.mtime_ns
+        self._original = Original(identity.size_bytes, identity.mtime_ns)
+        self._mode = stat.S_IMODE(mode)  # what is private stays so
         self.folder = output_dir
         self._lock_path = output_dir / f"{stem}.lock{PART_SUFFIX}"
         self._lock_fd = -1
         self._locked = False
         self._folder_durable = True
-        self._parts: list[Path] = []
-        self._published: list[SubBatch] = []
+        # Of the parts of this run, by inode: size and time, once they are closed.  The inode alone
+        # would not do, since the system gives that of a file that somebody removed to the next one.
+        self._made: dict[int, Optional[tuple[int, int]]] = {}
+        self._armed = False  # whether an error removes them
 
     def __enter__(self) -> OutputSet:
         with _saving(self.folder):
@@ -1990,7 +2101,7 @@ class OutputSet:
         Raises OutputError where a set is there, or something that this script did not leave.
         """
         with _saving(self.folder):
-            found = find_set(self.folder, self.stem, self._mtime_ns)
+            found = find_set(self.folder, self.stem, self._original)
             if refuse_or_skip(self._source, found, skip_existing=skip_existing):
                 return True
             if not self._locked and (found.parts or found.finals):
@@ -2003,18 +2114,27 @@ class OutputSet:
             # Part 0 is what marks the rest as ours to clear, so it is the last to go.
             for path in found.finals + found.parts[::-1]:
                 os.unlink(path)
+        self._armed = True
         return False
+
+    def stamp(self, first: int, stop: int, n_traces: int) -> Stamp:
+        """Return what the sub-batch of traces first to stop - 1 is to say of itself."""
+        size_bytes, mtime_ns = self._original
+        return Stamp(first, stop, n_traces, size_bytes, mtime_ns // 10**9)
 
     def create_part(self, final_name: str) -> PartFile:
         """Create the part of one sub-batch; raises FileExistsError if there is one."""
-        part = PartFile(self.folder / (final_name + PART_SUFFIX))
-        self._parts.append(part.path)
+        part = PartFile(self.folder / (final_name + PART_SUFFIX), self._mode)
+        self._made[part.inode] = None
         return part
 
     def finish_part(self, part: PartFile, n_traces: int, pickled_bytes: int) -> SubBatch:
         """Put a written part on disk and return what is known of it."""
         with _saving(part.path):
-            refused = part.finish(self._mtime_ns)
+            # A .pkl.gz has a stamp, and today's date: scratch disks delete by age.
+            is_stamped = part.path.name.endswith(".gz" + PART_SUFFIX)
+            refused = part.finish(None if is_stamped else self._original.mtime_ns)
+        self._made[part.inode] = (part.size_bytes, part.mtime_ns)
         if refused is not None:
             self.warnings.append(
                 f"{part.path.name} no lleva la fecha del original ({explain_os_error(refused)}): "
@@ -2028,6 +2148,7 @@ class OutputSet:
             pickled_bytes=pickled_bytes,
             crc32=part.crc32,
             inode=part.inode,
+            mtime_ns=part.mtime_ns,
         )
 
     def publish(self, sub_batches: Sequence[SubBatch]) -> bool:
@@ -2042,8 +2163,7 @@ class OutputSet:
             _sync_folder(self.folder)
             self._rename(first)
             durable = _sync_folder(self.folder) and self._folder_durable
-        self._published.clear()
-        self._parts.clear()
+        self._armed = False
         if not durable:
             self.warnings.append(
                 "este sistema de archivos no garantiza los nombres tras un corte de luz"
@@ -2053,26 +2173,59 @@ class OutputSet:
     def _rename(self, sub_batch: SubBatch) -> None:
         if os.path.lexists(sub_batch.final):  # rename would replace it
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(sub_batch.final))
+        if not self._is_ours(sub_batch.part):
+            raise OutputError(
+                sub_batch.part,
+                "No se pudo guardar: otro proceso lo ha quitado o cambiado",
+                "mira qué otro programa usa la carpeta de salida y repite el comando",
+            )
         os.rename(sub_batch.part, sub_batch.final)
-        self._published.append(sub_batch)
+
+    def _is_ours(self, path: Path) -> bool:
+        """Return whether a name is of a file of this run: another's may have taken it."""
+        with contextlib.suppress(OSError):
+            status = os.lstat(path)
+            known = self._made.get(status.st_ino, (-1, -1))
+            return known is None or known == (status.st_size, status.st_mtime_ns)
+        return False
 
     def _roll_back(self) -> list[Path]:
         """Remove what this run made, in the order that lets a next run go on after a kill.
 
+        It asks the disk, not a list, since an exception may have come between any two statements;
+        and never touches what another run has made, should the lock have been taken away.
         Returns what could not be removed.  If number 0 keeps its name, so does the whole set.
         """
-        if self._published and self._published[-1].part == self._parts[0]:
-            first = self._published.pop()
+        if not self._armed:
+            return []
+        try:
+            found = find_set(self.folder, self.stem, self._original)
+            owns_stem = self._locked and _names_open_file(self._lock_path, self._lock_fd)
+        except OSError:  # the first error is told; the next run clears what is left
+            return []
+        finals = [path for path in found.finals if self._is_ours(path)]
+        # While the lock is ours, so is every part: one may have been made, but not noted.
+        parts = [path for path in found.parts if owns_stem or self._is_ours(path)]
+        if finals and finals[0] == found.finals[0] and _is_first(finals[0]):
+            first = finals.pop(0)
+            part = first.with_name(first.name + PART_SUFFIX)
             try:
-                os.rename(first.final, first.part)
+                if os.path.lexists(part):
+                    os.unlink(first)
+                else:
+                    os.rename(first, part)
+                    parts.insert(0, part)
             except OSError:
-                return [first.final, *(sub_batch.final for sub_batch in self._published)]
-        finals = [sub_batch.final for sub_batch in self._published]
-        leftovers = _remove(finals) + _remove(self._parts[:0:-1])
+                return [first, *finals]
+        leftovers = _remove(finals) + _remove(parts[:0:-1])
         # Part 0 tells the next run that it may clear the rest, so it stays as long as a final does.
-        if any(map(os.path.lexists, finals)):
-            return leftovers + self._parts[:1]
-        return leftovers + _remove(self._parts[:1])
+        if any(map(self._is_ours, finals)):
+            return leftovers + parts[:1]
+        return leftovers + _remove(parts[:1])
+
+
+def _is_first(final: Path) -> bool:
+    return re.search(r"_sub0+\.pkl(\.gz)?$", final.name) is not None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -2232,7 +2385,9 @@ class _Source:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise _load_error(path, error) from error
-        self.identity = FileIdentity.of(os.fstat(self._fd))
+        status = os.fstat(self._fd)
+        self.identity = FileIdentity.of(status)
+        self.mode = status.st_mode
 
     @contextlib.contextmanager
     def open_stream(self) -> Iterator[io.BufferedReader[Any]]:
@@ -2326,8 +2481,8 @@ def _save_part(batch: Batch, part: PartFile, sink: _PickleSink) -> int:
         return batch.dump_next(sink)
     except (OSError, SplitError):
         raise
-    except (Exception, SystemExit) as error:  # __reduce__ of a trace is foreign code
-        if _lacks_memory(error):
+    except BaseException as error:  # __reduce__ of a trace is foreign code
+        if is_interruption(error) or _lacks_memory(error):
             raise
         problem, hint = _find_reason(error, _DUMP_REASONS, _NOT_PICKLABLE)
         raise SaveError(part.path, f"No se pudo guardar: {problem}", hint) from error
@@ -2360,11 +2515,12 @@ def save_parts(
         ThreadPoolExecutor(jobs) as pool,
         ThreadPoolExecutor(1) as syncer,
     ):
-        for name in names:
+        for name, first, size in zip(names, itertools.accumulate([0, *sizes]), sizes):
             with _saving(output.folder / name):
                 part = output.create_part(name)
                 files.callback(part.close)
-                file = GzipWriter(part, pool, 2 * jobs) if compress else part
+                header = output.stamp(first, first + size, batch.n_traces).header()
+                file = GzipWriter(part, header, pool, 2 * jobs) if compress else part
                 sink = _PickleSink(file, meter)
                 n_traces = _save_part(batch, part, sink)
                 if isinstance(file, GzipWriter):
@@ -2385,14 +2541,15 @@ def _delete_original(
         return "el sistema de archivos no garantiza que los sub-batches estén en el disco"
     original.close()  # Windows deletes no open file
     try:
+        for sub_batch in sub_batches:
+            status = os.lstat(sub_batch.final)
+            now = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if now != (sub_batch.inode, sub_batch.size_bytes, sub_batch.mtime_ns):
+                return f"{sub_batch.final.name} ya no es el archivo que se escribió"
         if original.path.is_symlink():
             return "es un enlace simbólico"
         if FileIdentity.of(os.lstat(original.path)) != original.identity:
             return "cambió durante la ejecución"
-        for sub_batch in sub_batches:
-            status = os.lstat(sub_batch.final)
-            if (status.st_ino, status.st_size) != (sub_batch.inode, sub_batch.size_bytes):
-                return f"{sub_batch.final.name} ya no es el archivo que se escribió"
         os.unlink(original.path)
     except OSError as error:
         return f"{explain_os_error(error)} ({error.filename})"
@@ -2490,13 +2647,14 @@ def split_file(
         raise ValueError(f"traces_per_batch must be at least 1, not {traces_per_batch}")
     if delete_original and not validate:
         raise ValueError("delete_original needs validate")
-    path = Path(source)
+    # Absolute, as the code of a trace may change the working folder.
+    path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
     with (
         _collector_off(),
         _explaining_lack_of_memory(path),
         contextlib.closing(_Source(path, progress)) as original,
         original.explaining_change(),
-        OutputSet(path, original.identity, Path(output_dir)) as output,
+        OutputSet(path, original.identity, original.mode, folder) as output,
     ):
         if output.resolve(skip_existing=skip_existing):
             return SplitReport(path, original.identity.size_bytes, skipped=True)
@@ -2564,7 +2722,8 @@ def _plan_file(source: Path, output_dir: Path, *, skip_existing: bool) -> Planne
     except OSError as error:
         return PlannedFile(source, 0, refusal=_load_error(source, error))
     try:
-        found = find_set(output_dir, batch_stem(source.name) or source.name, status.st_mtime_ns)
+        original = Original(status.st_size, status.st_mtime_ns)
+        found = find_set(output_dir, batch_stem(source.name) or source.name, original)
         skip = refuse_or_skip(source, found, skip_existing=skip_existing)
         if not skip:
             _Source(source, _ignore_progress).close()  # raises where it cannot be opened
@@ -3036,6 +3195,8 @@ def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         parser.error(
             "--delete-original no se puede usar con --no-validate: sin validar no se elimina nada"
         )
+    # The code of a trace may change the working folder.
+    args.input, args.output = (Path(os.path.abspath(path)) for path in (args.input, args.output))
     return args
 
 
@@ -3137,7 +3298,9 @@ def _run(
         except SplitError as error:
             console.error(*describe_error(error, planned.source, args.output))
             failures.append(f"{planned.source.name}: {error.problem}. Qué hacer: {error.hint}")
-        except Exception:  # a fault of this script: show all of it, and go on with the others
+        except BaseException as error:  # a fault of this script: show it, and go on with the others
+            if is_interruption(error):
+                raise
             console.error(
                 f"ERROR {planned.source}: fallo inesperado", *traceback.format_exc().splitlines()
             )

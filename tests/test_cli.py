@@ -9,9 +9,13 @@ import os
 import pickle
 import pickletools
 import re
+import shutil
 import struct
 import subprocess
 import sys
+import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -33,6 +37,8 @@ from conftest import (
     write_batch,
     write_module,
 )
+
+import divide_conquer
 
 IN_MOVED_TO = 0x80  # sys/inotify.h
 
@@ -567,10 +573,11 @@ def test_skip_existing_passes_over_the_same_set(
 
 REFUSED_SETS = {
     "of-an-older-source": (
-        ["_sub0000.pkl.gz", "_sub0001.pkl.gz"],
+        ["_sub0000.pkl", "_sub0001.pkl"],
         5,
-        "of-an-older-source_sub0000.pkl.gz procede de un original con otra fecha",
+        "of-an-older-source_sub0000.pkl procede de un original con otra fecha",
     ),
+    "without-a-stamp": (["_sub0000.pkl.gz"], 0, "no lleva el sello de este programa"),
     "no-first": (
         ["_sub0001.pkl.gz", "_sub0002.pkl.gz"],
         0,
@@ -820,16 +827,109 @@ def test_sub_batches_have_the_highest_protocol(folders: Folders) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o077], ids=oct)
-def test_outputs_have_the_time_of_the_source_and_the_users_mode(
-    folders: Folders, umask: int
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o444], ids=oct)
+def test_outputs_are_no_more_open_than_the_original(
+    folders: Folders, mode: int, umask: int
+) -> None:
+    source = write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    source.chmod(mode)
+    assert split(*folders.args("-n", 2), umask=umask).returncode == 0
+    modes = {(folders.output / name).stat().st_mode & 0o777 for name in sub_names("a", 2)}
+    assert modes == {mode & ~umask}
+
+
+def test_plain_outputs_have_the_time_of_the_original_and_stamped_ones_of_now(
+    folders: Folders,
 ) -> None:
     source = write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
     os.utime(source, ns=(1_000_000_000_123_456_789, 1_234_567_890_123_456_789))
-    assert split(*folders.args("-n", 2), umask=umask).returncode == 0
-    for name in sub_names("a", 2):
-        status = (folders.output / name).stat()
-        assert status.st_mtime_ns == 1_234_567_890_123_456_789
-        assert status.st_mode & 0o777 == 0o666 & ~umask
+    assert split(*folders.args("--no-compress")).returncode == 0
+    plain = folders.output / "a_sub0000.pkl"
+    assert plain.stat().st_mtime_ns == 1_234_567_890_123_456_789
+    plain.unlink()
+    before = time.time() - 2  # the clock of a file system is coarse
+    assert split(*folders.args()).returncode == 0
+    assert (folders.output / "a_sub0000.pkl.gz").stat().st_mtime >= before
+
+
+def test_stamp_says_what_a_sub_batch_is(folders: Folders) -> None:
+    source = write_batch(folders.source / "a.pkl.gz", list(range(7)))
+    os.utime(source, (1_700_000_001, 1_700_000_001))
+    assert split(*folders.args("-n", 3)).returncode == 0
+    size = source.stat().st_size
+    ranges = [(0, 3), (3, 6), (6, 7)]
+    for name, (first, stop) in zip(sub_names("a", 3), ranges):
+        path = folders.output / name
+        stamp = divide_conquer.read_stamp(path)
+        assert stamp == (first, stop, 7, size, 1_700_000_001)
+        data = path.read_bytes()
+        comment = f"traces {first}-{stop - 1} of 7; original {size} bytes".encode() + bytes(1)
+        assert data[:4] == bytes([0x1F, 0x8B, 8, 16])  # deflate, FCOMMENT: RFC 1952, 2.3
+        assert data[10 : 10 + len(comment)] == comment
+        assert gzip.decompress(data) == zlib.decompress(data, 31)
+        for tool in ("gzip", "pigz"):
+            if shutil.which(tool):
+                subprocess.run([tool, "-t", path], check=True)
+    assert divide_conquer.read_stamp(source) is None
+    assert divide_conquer.read_stamp(write_batch(folders.source / "b.pkl", [1])) is None
+
+
+def damage_last(out: Path) -> None:
+    (out / "a_sub0002.pkl.gz").unlink()
+
+
+def damage_empty(out: Path) -> None:
+    (out / "a_sub0001.pkl.gz").write_bytes(b"")
+
+
+def damage_order(out: Path) -> None:
+    one, other = (out / name for name in ("a_sub0000.pkl.gz", "a_sub0001.pkl.gz"))
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry-run"])
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        pytest.param(damage_last, "falta el último sub-batch: hay 4 traces de 5", id="last-gone"),
+        pytest.param(damage_empty, "a_sub0001.pkl.gz está vacío", id="empty"),
+        pytest.param(damage_order, "a_sub0000.pkl.gz no sigue al anterior", id="exchanged"),
+    ],
+)
+def test_set_that_is_not_whole_is_not_skipped(
+    folders: Folders, damage: Callable[[Path], None], problem: str, more: tuple[str, ...]
+) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2, 3, 4, 5])
+    assert split(*folders.args("-n", 2)).returncode == 0
+    damage(folders.output)
+    before = snapshot(folders.output)
+    done = split(*folders.args("-n", 2, "--skip-existing", *more))
+    assert done.returncode == 1
+    assert problem in done.stdout + done.stderr
+    assert snapshot(folders.output) == before
+
+
+def test_set_of_another_original_of_the_same_date_is_not_skipped(folders: Folders) -> None:
+    source = write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    os.utime(source, (1_700_000_000, 1_700_000_000))
+    assert split(*folders.args("-n", 2)).returncode == 0
+    write_batch(source, ["another", "list"])
+    os.utime(source, (1_700_000_000, 1_700_000_000))
+    done = split(*folders.args("-n", 2, "--skip-existing"))
+    assert done.returncode == 1
+    assert "a_sub0000.pkl.gz procede de otro original" in done.stderr
+
+
+def test_copy_of_a_set_without_its_dates_is_known(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    assert split(*folders.args("-n", 2)).returncode == 0
+    for path in folders.output.iterdir():
+        os.utime(path, (5, 5))
+    done = split(*folders.args("-n", 2, "--skip-existing"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a.pkl.gz: omitido" in done.stdout
 
 
 def test_trace_that_refers_to_the_whole_list_still_sees_it(folders: Folders) -> None:

@@ -342,6 +342,8 @@ class TestOrderOnDisk:
     def test_each_part_gets_its_time_between_its_last_write_and_its_fsync(
         self, tmp_path: Path, compress: bool, mode: tuple[str, ...]
     ) -> None:
+        if compress:
+            pytest.skip("a .pkl.gz has a stamp, and the time of its last write")
         box, run = recorded(tmp_path, mode, compress)
         for part in box.parts:
             written = max(call.ended for call in calls_on(run, box, part, WRITES))
@@ -484,7 +486,7 @@ class Harmless(NamedTuple):
 
 HARMLESS = [
     pytest.param(
-        Harmless("utimensat", "out/split/batch_sub0001.pkl.gz.part", "no lleva la fecha"),
+        Harmless("utimensat", "out/split/batch_sub0001.pkl.part", "no lleva la fecha"),
         id="time_of_a_part",
     ),
     pytest.param(
@@ -507,7 +509,7 @@ HARMLESS = [
 def test_a_failure_that_costs_no_data_only_warns(
     tmp_path: Path, error: str, case: Harmless, mode: tuple[str, ...]
 ) -> None:
-    box = start_fresh(tmp_path / "box", mode, True)
+    box = start_fresh(tmp_path / "box", mode, not case.path.endswith(".pkl.part"))
     run = traced(box, Fault(case.call, case.path, 1, f"error={error}"))
     assert "(INJECTED)" in run.log
     assert run.code == 0, run.err

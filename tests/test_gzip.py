@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 from make_traces import make_trace
 
 import divide_conquer
-from divide_conquer import BLOCK_BYTES, GzipWriter, Meter, Phase, TrackedFile, open_stream
+from divide_conquer import BLOCK_BYTES, GzipWriter, Meter, Phase, Stamp, TrackedFile, open_stream
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 NOISE = random.Random(0).randbytes(3 * BLOCK_BYTES)
+HEADER = Stamp(250, 500, 1000, 15_032_385_536, 1_700_000_000).header()
 
 
 class Sink:
@@ -42,7 +43,7 @@ class Sink:
 def deflate(pieces: list[bytes], jobs: int = 2) -> bytes:
     sink = Sink()
     with ThreadPoolExecutor(jobs) as pool:
-        writer = GzipWriter(sink, pool, 2 * jobs)
+        writer = GzipWriter(sink, HEADER, pool, 2 * jobs)
         for piece in pieces:
             writer.write(memoryview(piece))
         writer.close()
@@ -89,7 +90,7 @@ def test_memory_may_change_after_the_write() -> None:
     buffer = bytearray(b"a" * 100)
     sink = Sink()
     with ThreadPoolExecutor(2) as pool:
-        writer = GzipWriter(sink, pool, 4)
+        writer = GzipWriter(sink, HEADER, pool, 4)
         for letter in b"abc":
             buffer[:] = bytes([letter]) * 100
             writer.write(memoryview(buffer))
@@ -104,7 +105,7 @@ def test_buffers_of_a_pickler_are_taken_in_any_order(order: Any) -> None:
     sink = Sink()
     meter = Meter(lambda *_: None, Phase.SAVE, 1)
     with ThreadPoolExecutor(2) as pool:
-        writer = GzipWriter(sink, pool, 4)
+        writer = GzipWriter(sink, HEADER, pool, 4)
         pickled = divide_conquer._PickleSink(writer, meter)
         pickle.Pickler(pickled, 5).dump([array, pickle.PickleBuffer(array.data), b"small"])
         writer.close()
@@ -130,7 +131,7 @@ class FullDisk:
 def test_full_disk_reaches_the_caller(good_writes: int) -> None:
     before = threading.active_count()
     with pytest.raises(OSError, match="No space left"), ThreadPoolExecutor(2) as pool:
-        writer = GzipWriter(FullDisk(good_writes), pool, 4)
+        writer = GzipWriter(FullDisk(good_writes), HEADER, pool, 4)
         for _ in range(4):
             writer.write(memoryview(NOISE)[:BLOCK_BYTES])
         writer.close()

@@ -1,0 +1,149 @@
+"""After any exception in `split_file`, is what it made gone, and what others made still there?
+
+A notebook raises KeyboardInterrupt between any two statements; a run that was suspended may find
+that another one has taken its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Optional
+
+import pytest
+from conftest import LIMIT_SECONDS, load_set, names, split, write_batch, write_module
+
+import divide_conquer
+from divide_conquer import Phase, SplitError, split_file
+
+pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+
+# Where one more exception, while the first is handled, may leave what the next run clears.
+CLEANING = {"__exit__", "_roll_back", "_unlock", "_remove", "_is_ours", "_is_first", "close"}
+modes = pytest.mark.parametrize("low_memory", [False, True], ids=["default", "low_memory"])
+
+
+@contextlib.contextmanager
+def interrupted_at(line: int) -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt before the line-th line that this thread runs of what makes a set."""
+    seen = [0]
+    watched = {"publish", "_rename", "create_part", "resolve", "save_parts", "validate_parts"}
+    watched |= {"_save_part", "_write_parts", "_publish", "_sync_folder"}
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename != divide_conquer.__file__:
+            return None
+        outer: Optional[FrameType] = frame
+        while outer is not None:
+            if outer.f_code.co_name in CLEANING:
+                return None
+            outer = outer.f_back
+        if frame.f_code.co_name not in watched:
+            return None
+        if event == "line":
+            seen[0] += 1
+            if seen[0] == line:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield seen
+    finally:
+        sys.settrace(before)
+
+
+@modes
+def test_interruption_between_any_two_lines(tmp_path: Path, low_memory: bool) -> None:
+    source = write_batch(tmp_path / "a.pkl", list(range(5)))
+    outcomes = {"undone": 0, "published": 0}
+    line = 0
+    while True:
+        line += 1
+        output = tmp_path / f"out{line}"
+        with interrupted_at(line) as seen, contextlib.suppress(KeyboardInterrupt):
+            split_file(source, output, traces_per_batch=2, low_memory=low_memory, jobs=1)
+        if seen[0] < line:
+            break
+        left = names(output) if output.exists() else []
+        if left:
+            assert load_set(output, "a") == [[0, 1], [2, 3], [4]], (line, left)
+            assert len(left) == 3, (line, left)
+        outcomes["published" if left else "undone"] += 1
+    assert outcomes["undone"] > 40
+    assert outcomes["published"] < 25  # what comes after the last rename
+    assert source.exists()
+
+
+@modes
+def test_files_of_the_run_that_took_our_place_are_not_touched(
+    tmp_path: Path, low_memory: bool
+) -> None:
+    """This run was suspended, its lock and its parts were removed by hand, and another one came."""
+    source, output = write_batch(tmp_path / "a.pkl", list(range(5))), tmp_path / "out"
+    others = {"a_sub0000.pkl.gz.part": b"of the other run", "a.lock.part": b""}
+
+    def progress(phase: Phase, done: int, expected: int) -> None:
+        if phase is Phase.VALIDATE and done == expected:
+            for name in names(output):
+                (output / name).unlink()
+            for name, data in others.items():
+                (output / name).write_bytes(data)
+
+    with pytest.raises(SplitError, match="otro proceso lo ha quitado o cambiado"):
+        split_file(source, output, traces_per_batch=2, low_memory=low_memory, progress=progress)
+    assert (output / "a_sub0000.pkl.gz.part").read_bytes() == b"of the other run"
+    assert pickle.loads(source.read_bytes()) == list(range(5))
+
+
+PANIC = """
+import asyncio
+class PanicException(BaseException): pass
+def panic(): raise PanicException("index out of bounds")
+def cancel(): raise asyncio.CancelledError
+def leave(): raise SystemExit(3)
+class Panics:
+    def __reduce__(self): panic()
+"""
+
+
+@pytest.mark.parametrize("function", ["panic", "cancel", "leave"])
+def test_trace_that_raises_whatever_stops_no_other_file(tmp_path: Path, function: str) -> None:
+    env = write_module(tmp_path / "modules", "panicking", PANIC)
+    source = tmp_path / "in"
+    write_batch(source / "b.pkl", [1, 2])
+    (source / "a.pkl").write_bytes(b"\x80\x02](cpanicking\n%s\n)Re." % function.encode())
+    done = split("-i", source, "-o", tmp_path / "out", env=env)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("ERROR ") == 1
+    assert "a.pkl: el código de sus traces falla" in done.stderr
+    assert names(tmp_path / "out") == ["b_sub0000.pkl.gz"]
+
+
+def test_trace_that_panics_when_it_is_saved_is_that_files_error(tmp_path: Path) -> None:
+    env = write_module(tmp_path / "modules", "panicking", PANIC)
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02](cpanicking\nPanics\n)Re.")
+    done = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", env=env)
+    assert done.returncode == 1
+    assert "No se pudo guardar" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == []
+
+
+def test_trace_that_changes_the_working_folder_changes_no_path(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    (tmp_path / "elsewhere").mkdir()
+    write_batch(source / "b.pkl", [1, 2])
+    path = str(tmp_path / "elsewhere").encode()
+    call = b"cos\nchdir\n(X" + len(path).to_bytes(4, "little") + path + b"tR"
+    (source / "a.pkl").write_bytes(b"\x80\x02](" + call + b"e.")
+    done = split("-i", "in", "-o", "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(tmp_path / "out") == ["a_sub0000.pkl.gz", "b_sub0000.pkl.gz"]
+    assert names(tmp_path / "elsewhere") == []
