@@ -33,6 +33,7 @@ import errno
 import fnmatch
 import functools
 import gc
+import hashlib
 import importlib
 import io
 import itertools
@@ -153,6 +154,10 @@ class ValidationError(SplitError):
     """A sub-batch does not read back as what was written."""
 
 
+class VerificationError(SplitError):
+    """A set that is there is not what its original holds, or cannot be compared with it."""
+
+
 _SPANISH_ERRORS = {
     errno.EACCES: "permiso denegado",
     errno.EPERM: "operación no permitida",
@@ -183,6 +188,7 @@ class Phase(enum.Enum):
     LOAD = "load"
     SAVE = "save"
     VALIDATE = "validate"
+    VERIFY = "verify"
 
 
 Progress = Callable[[Phase, int, int], None]
@@ -1893,6 +1899,16 @@ def _sync_file(fd: int) -> None:
     os.fsync(fd)
 
 
+def _sync_path(path: Path) -> bool:
+    """Put a file that another run, or a copy, has written on disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        _sync_file(fd)
+    finally:
+        os.close(fd)
+    return True
+
+
 def _sync_folder(path: Path) -> bool:
     """Put the names in a folder on disk; return False where the file system has no such call."""
     if os.name == "nt":
@@ -2674,6 +2690,193 @@ def split_file(
 
 
 # ---------------------------------------------------------------------------------------------
+# Verifying one file: is the set that is there what its original holds?
+
+_LOOK_AT_SET = "no borres el original; aparta ese conjunto y divide otra vez"
+_FRAMED_START = b"\x80\x05\x95"  # PROTO 5, FRAME: the default mode; --low-memory writes no FRAME
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport:
+    """What verify_file found: the set of source is equal, or, with unjudged, cannot be compared.
+
+    Sizes in bytes.  deleted, kept_because: as in SplitReport.
+    """
+
+    source: Path
+    source_bytes: int
+    n_traces: int
+    files: tuple[Path, ...]
+    unjudged: bool = False
+    deleted: bool = False
+    kept_because: Optional[str] = None
+
+
+class _Digest:
+    """A sink that keeps a digest of what a pickler writes, which may be larger than the memory."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b()
+
+    def write(self, data: Any) -> int:
+        view = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+        self._hash.update(view)
+        return int(view.nbytes)
+
+    @classmethod
+    def of(cls, value: object) -> bytes:
+        digest = cls()
+        pickle.Pickler(digest, pickle.HIGHEST_PROTOCOL).dump(value)
+        return digest._hash.digest()
+
+
+class _Comparison:
+    """A sink that compares what is written with what a stream holds."""
+
+    def __init__(self, stream: io.BufferedReader[Any]) -> None:
+        self._stream = stream
+        self.is_equal = True
+
+    def write(self, data: Any) -> None:
+        if self.is_equal:
+            self.is_equal = self._stream.read(len(data)) == bytes(data)
+
+
+def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) -> int:
+    """Compare a sub-batch with the traces from first on; return how many it holds.
+
+    Equal is what the same pickler writes byte for byte alike.  The first load of a process may
+    share fewer texts than the next, as the interpreter interns attribute names while it loads: so
+    where they differ, once more with the slice taken through dump and load.
+    Raises VerificationError.
+    """
+    with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
+        found = load_traces(stream, final)
+    expected = traces[first : first + len(found)]
+    digest = _Digest.of(found)
+    if len(expected) == len(found):
+        if digest == _Digest.of(expected):
+            return len(found)
+        if digest == _Digest.of(pickle.loads(pickle.dumps(expected, pickle.HIGHEST_PROTOCOL))):
+            return len(found)
+    pairs = enumerate(zip(expected, found), start=first)
+    number = next((i for i, (one, two) in pairs if _Digest.of([one]) != _Digest.of([two])), None)
+    where = "" if number is None else f"; el primero que difiere es el trace {number}"
+    raise VerificationError(final, f"{final.name} no es igual al original{where}", _LOOK_AT_SET)
+
+
+def _verify_loaded(original: _Source, finals: Sequence[Path], meter: Meter) -> int:
+    with original.open_stream() as stream:
+        traces = load_traces(stream, original.path)
+    first = 0
+    for final in finals:
+        first += _compare_loaded(traces, final, first, meter)
+        gc.collect()
+    if first != len(traces):
+        problem = f"su conjunto tiene {first} traces y el original {len(traces)}"
+        raise VerificationError(original.path, problem, _LOOK_AT_SET)
+    return first
+
+
+def _verify_walked(
+    original: _Source, finals: Sequence[Path], scratch_dir: Path, meter: Meter
+) -> int:
+    """Compare what --low-memory would write with what is there; return how many traces.
+
+    Returns -1 for a set of the default mode: its bytes are others, whatever it holds.
+    """
+    sizes = []
+    for final in finals:
+        with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
+            if stream.peek(len(_FRAMED_START)).startswith(_FRAMED_START):
+                return -1
+            sizes.append(count_walked(stream, final))
+    with contextlib.closing(IndexedBatch(original.open_stream, original.path)) as batch:
+        if sum(sizes) != batch.n_traces:
+            problem = f"su conjunto tiene {sum(sizes)} traces y el original {batch.n_traces}"
+            raise VerificationError(original.path, problem, _LOOK_AT_SET)
+        batch.begin(sizes, scratch_dir)
+        for final in finals:
+            with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
+                comparison = _Comparison(stream)
+                batch.dump_next(comparison)
+                if not comparison.is_equal or stream.read(1):
+                    problem = f"{final.name} no es igual al original"
+                    raise VerificationError(final, problem, _LOOK_AT_SET)
+    return sum(sizes)
+
+
+def _as_found(final: Path) -> SubBatch:
+    """Return what must still be so of a file of the set when its original is deleted."""
+    status = os.lstat(final)
+    size_bytes = status.st_size
+    return SubBatch(final, final, 0, size_bytes, 0, 0, status.st_ino, status.st_mtime_ns)
+
+
+def verify_file(
+    source: Union[str, os.PathLike[str]],
+    output_dir: Union[str, os.PathLike[str]],
+    *,
+    delete_original: bool = False,
+    low_memory: bool = False,
+    progress: Progress = _ignore_progress,
+) -> VerifyReport:
+    """Compare the set of a batch in output_dir with the batch itself, and write nothing.
+
+    Loads the batch and one sub-batch at a time; with low_memory nothing, and then only a set that
+    this mode wrote can be judged.  With delete_original the source goes if its set is equal, and
+    neither has changed since.  Raises SplitError as split_file, and VerificationError where a set
+    is missing or differs: it names the sub-batch, and the first such trace where it is known.
+    """
+    path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
+    with (
+        _collector_off(),
+        _explaining_lack_of_memory(path),
+        contextlib.closing(_Source(path, progress)) as original,
+        original.explaining_change(),
+    ):
+        identity = original.identity
+        found = find_set(
+            folder,
+            batch_stem(path.name) or path.name,
+            Original(identity.size_bytes, identity.mtime_ns),
+        )
+        if found.state not in (SetState.WHOLE, SetState.FOREIGN):
+            problem = "no tiene un conjunto completo en la salida"
+            raise VerificationError(path, problem, "divídelo con el mismo comando sin --verify")
+        finals = found.finals
+        sub_batches = list(map(_as_found, finals))
+        n_bytes = sum(sub_batch.size_bytes for sub_batch in sub_batches)
+        meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
+        try:
+            if low_memory:
+                n_traces = _verify_walked(original, finals, folder, meter)
+            else:
+                n_traces = _verify_loaded(original, finals, meter)
+        except LoadError as error:
+            if error.path == path:
+                raise
+            problem = f"{error.path.name} no se puede leer: {error.problem}"
+            raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
+        except OSError as error:
+            problem = f"no se puede leer su conjunto: {explain_os_error(error)}"
+            raise VerificationError(path, problem, _LOOK_AT_SET) from error
+        _release_memory()
+        original.refuse_changed()
+        report = VerifyReport(path, identity.size_bytes, max(n_traces, 0), tuple(finals))
+        if n_traces < 0:
+            because = "--low-memory no puede juzgar un conjunto del modo normal"
+            return dataclasses.replace(
+                report, unjudged=True, kept_because=because if delete_original else None
+            )
+        if not delete_original:
+            return report
+        durable = all(_sync_path(final) for final in finals) and _sync_folder(folder)
+        kept_because = _delete_original(original, sub_batches, durable)
+        return dataclasses.replace(report, deleted=kept_because is None, kept_because=kept_because)
+
+
+# ---------------------------------------------------------------------------------------------
 # Planning a run: which files, what is in their way, and what is likely to go wrong.
 
 
@@ -2899,7 +3102,12 @@ class Console:
 
 
 _CACHED_FILES = 2  # sub-batches that a loader keeps, in the guide's example
-_PHASE_LABELS = {Phase.LOAD: "Cargando", Phase.SAVE: "Guardando", Phase.VALIDATE: "Validando"}
+_PHASE_LABELS = {
+    Phase.LOAD: "Cargando",
+    Phase.SAVE: "Guardando",
+    Phase.VALIDATE: "Validando",
+    Phase.VERIFY: "Comparando",
+}
 
 
 def _count(number: int, one: str, more: str) -> str:
@@ -2936,6 +3144,32 @@ def describe_report(report: SplitReport) -> str:
     return line
 
 
+def describe_verification(report: VerifyReport) -> str:
+    """Return the line (Spanish) that tells whether a set is equal to its original."""
+    if report.unjudged:
+        return f"{report.source.name}: sin comparar; lo escribió el modo normal, quita --low-memory"
+    results = " en ".join(_count_results(report.n_traces, len(report.files)))
+    return f"{report.source.name}: igual: {results}" + ("; original eliminado" * report.deleted)
+
+
+def describe_verifications(reports: Sequence[VerifyReport], failures: Sequence[str]) -> list[str]:
+    """Return how many sets are equal (Spanish), and what was found of the others."""
+    deleted = [report for report in reports if report.deleted]
+    n_unjudged = sum(report.unjudged for report in reports)
+    summary = (
+        f"Resumen: {_count(len(reports) - n_unjudged, 'igual', 'iguales')}, "
+        f"{_count(len(failures), 'distinto o con error', 'distintos o con error')}"
+    )
+    if n_unjudged:
+        summary += f", {n_unjudged} sin comparar"
+    if deleted:
+        freed = _format_size(sum(report.source_bytes for report in deleted))
+        summary += (
+            f"; {_count(len(deleted), 'original eliminado', 'originales eliminados')}, {freed}"
+        )
+    return [f"{summary}.", *(f"  Con error: {failure}." for failure in failures)]
+
+
 def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[str]:
     """Return what failed, what was left alone and what to do next (Spanish lines)."""
     where = "" if error.path == source else f" ({error.path})"
@@ -2943,6 +3177,8 @@ def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[st
     if error.leftovers:
         names = ", ".join(path.name for path in error.leftovers)
         lines.append(f"  El original sigue intacto. No se pudo quitar de la salida: {names}")
+    elif isinstance(error, VerificationError):
+        lines.append("  El original sigue intacto; en la salida no se ha tocado nada.")
     else:
         lines.append("  El original sigue intacto y en la salida no queda nada de este intento.")
     if isinstance(error, SaveError):
@@ -3144,6 +3380,11 @@ def _add_more_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="omitir los batches que ya tienen sus sub-batches",
     )
+    add(
+        "--verify",
+        action="store_true",
+        help="comparar los sub-batches que ya hay con sus originales, sin escribir nada",
+    )
     add("--dry-run", action="store_true", help="mostrar lo que se haría, sin tocar nada")
     add("--yes", "-y", action="store_true", help="no preguntar antes de eliminar")
     add(
@@ -3195,6 +3436,9 @@ def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         parser.error(
             "--delete-original no se puede usar con --no-validate: sin validar no se elimina nada"
         )
+    for flag in ("no_validate", "skip_existing", "no_compress", "dry_run"):
+        if args.verify and getattr(args, flag):
+            parser.error(f"--verify no se puede usar con --{flag.replace('_', '-')}")
     # The code of a trace may change the working folder.
     args.input, args.output = (Path(os.path.abspath(path)) for path in (args.input, args.output))
     return args
@@ -3229,7 +3473,13 @@ def _open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _confirm_deletion(plan: Sequence[PlannedFile], console: Console) -> bool:
+def _size_of(path: Path) -> int:
+    with contextlib.suppress(OSError):  # verify_file tells why
+        return path.stat().st_size
+    return 0
+
+
+def _confirm_deletion(plan: Sequence[PlannedFile], console: Console, *, verify: bool) -> bool:
     """Ask once whether the originals may go; anything but a clear yes is a no."""
     doomed = [planned for planned in plan if planned.may_be_deleted]
     if not doomed:
@@ -3243,8 +3493,9 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console) -> bool:
     for planned in doomed:
         console.error(f"  {planned.source} ({_format_size(planned.size_bytes)})")
     originals, total = _count_originals(doomed)
+    when = "si sus sub-batches son iguales" if verify else "cuando sus sub-batches estén validados"
     console.error(
-        f"A eliminar: {originals} ({total}), cada uno cuando sus sub-batches estén validados y en "
+        f"A eliminar: {originals} ({total}), cada uno {when} y en "
         "disco. ¿Tienes copia de seguridad y quieres continuar? [s/N]"
     )
     if sys.stdin.readline().strip().lower() in ("s", "si", "sí"):
@@ -3255,9 +3506,17 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console) -> bool:
 
 def _split_planned(
     planned: PlannedFile, args: argparse.Namespace, progress: Progress
-) -> SplitReport:
+) -> Union[SplitReport, VerifyReport]:
     if planned.refusal is not None:
         raise planned.refusal
+    if args.verify:
+        return verify_file(
+            planned.source,
+            args.output,
+            delete_original=args.delete_original,
+            low_memory=args.low_memory,
+            progress=progress,
+        )
     return split_file(
         planned.source,
         args.output,
@@ -3273,7 +3532,7 @@ def _split_planned(
 
 
 def _warn_of_trouble(planned: PlannedFile, args: argparse.Namespace, console: Console) -> None:
-    if planned.will_split:
+    if planned.will_split and not args.verify:
         for warning in foresee_trouble(planned, args.output, low_memory=args.low_memory):
             console.warn(planned.source, warning)
 
@@ -3283,7 +3542,9 @@ def _run(
 ) -> int:
     """Split the planned files one after the other; a failure of one does not stop the others."""
     reports: list[SplitReport] = []
+    verified: list[VerifyReport] = []
     failures: list[str] = []
+    n_kept = 0
     for number, planned in enumerate(plan, start=1):
         where = f"{number}/{len(plan)}"
 
@@ -3306,20 +3567,28 @@ def _run(
             )
             failures.append(f"{planned.source.name}: fallo inesperado")
         else:
-            console.report(describe_report(report))
-            for warning in report.warnings:
-                console.warn(report.source, warning)
             kept_because = report.kept_because
-            if args.delete_original and planned.skip:
-                kept_because = "ya estaba dividido al empezar"
+            if isinstance(report, VerifyReport):
+                console.report(describe_verification(report))
+                verified.append(report)
+            else:
+                console.report(describe_report(report))
+                for warning in report.warnings:
+                    console.warn(report.source, warning)
+                reports.append(report)
+            n_kept += kept_because is not None
+            if args.delete_original and planned.skip:  # it was in no list, so nobody expects it
+                kept_because = "ya estaba dividido al empezar; para comprobarlo, --verify"
             if kept_because is not None:
                 console.error(f"AVISO {report.source.name}: original conservado: {kept_because}")
-            reports.append(report)
         console.close_bar()
         gc.collect()
-    console.report(*describe_summary(reports, failures))
+    if args.verify:
+        console.report(*describe_verifications(verified, failures))
+    else:
+        console.report(*describe_summary(reports, failures))
     signals.check()
-    return 1 if failures else 0
+    return 1 if failures or n_kept else 0
 
 
 def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals) -> int:
@@ -3334,7 +3603,10 @@ def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals)
             "  Qué hacer: revisa --input y --pattern.",
         )
         return 1
-    plan = plan_run(sources, args.output, skip_existing=args.skip_existing)
+    if args.verify:
+        plan = [PlannedFile(source, _size_of(source)) for source in sources]
+    else:
+        plan = plan_run(sources, args.output, skip_existing=args.skip_existing)
     if args.dry_run:
         lines = describe_plan(
             plan,
@@ -3347,8 +3619,10 @@ def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals)
         for planned in plan:
             _warn_of_trouble(planned, args, console)
         return 1 if any(planned.refusal for planned in plan) else 0
-    if args.delete_original and not args.yes and not _confirm_deletion(plan, console):
-        return 1
+    if args.delete_original and not args.yes:
+        confirmed = _confirm_deletion(plan, console, verify=args.verify)
+        if not confirmed:
+            return 1
     signals.defer()
     return _run(plan, args, console, signals)
 

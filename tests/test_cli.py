@@ -474,7 +474,7 @@ def test_symlinked_original_is_kept(folders: Folders, more: tuple[str, ...]) -> 
     target = write_batch(folders.source.parent / "elsewhere" / "real.pkl", [1, 2])
     (folders.source / "a.pkl").symlink_to(target)
     done = split(*folders.args("--delete-original", "--yes", *more))
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "original conservado: es un enlace simbólico" in done.stderr
     assert "eliminado" not in done.stdout
     assert (folders.source / "a.pkl").is_symlink()
@@ -501,7 +501,7 @@ def test_original_that_changed_meanwhile_is_kept(folders: Folders, action: str) 
     )
     source.write_bytes(pickled_list(pickled_call("meddling", "act", str(source))))
     done = split(*folders.args("--delete-original", "--yes"), env=env)
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "original conservado: cambió durante la ejecución" in done.stderr
     assert names(folders.source) == ["a.pkl"]
     assert load_set(folders.output, "a") == [["trace"]]
@@ -1012,7 +1012,7 @@ def test_streams_that_fail_do_not_harm_the_work(folders: Folders, redirection: s
     (folders.source / "c.pkl").symlink_to(target)
     shell = ("sh", "-c", f'exec "$@" {redirection}', "sh")
     done = split(*folders.args("-n", 2, "--delete-original", "--yes"), prefix=shell)
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "Exception ignored" not in done.stderr
     assert names(folders.output) == sub_names("a", 2) + sub_names("b", 1) + sub_names("c", 1)
     assert load_set(folders.output, "a") == [[1, 2], [3]]

@@ -439,7 +439,7 @@ def test_a_folder_that_cannot_be_synced_publishes_with_a_warning_and_keeps_the_o
     box = start_fresh(tmp_path / "box", mode, True)
     run = traced(box, Fault("fsync", "out/split", when, f"error={error}"))
     assert "(INJECTED)" in run.log
-    assert run.code == 0
+    assert run.code == 1
     assert box.set_is_complete()
     assert box.source_is_whole()
     assert "AVISO" in run.err and "original conservado" in run.err
@@ -472,7 +472,7 @@ def test_a_parent_of_a_new_folder_that_cannot_be_synced_keeps_the_original(
     box = start_fresh(tmp_path / "box", mode, True)
     run = traced(box, Fault("fsync", folder, 1, "error=EINVAL"))
     assert "(INJECTED)" in run.log
-    assert run.code == 0
+    assert run.code == 1
     assert box.set_is_complete()
     assert box.source_is_whole()
     assert "original conservado" in run.err

@@ -225,7 +225,7 @@ def test_cancel_at_any_callback_leaves_nothing(
             assert source.read_bytes() == before
         else:
             break
-    assert set(cancelled_in) == set(Phase)
+    assert set(cancelled_in) == {Phase.LOAD, Phase.SAVE, Phase.VALIDATE}
     assert len(cancel.phases) == len(cancelled_in)
     assert [trace for path in sorted(output.iterdir()) for trace in load(path)] == traces
 

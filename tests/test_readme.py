@@ -48,6 +48,8 @@ USAGE = [b.text for b in blocks("bash") if b.marker is None and "parallel" not i
 def test_every_usage_example_does_what_it_says(project: Path, command: str) -> None:
     assert re.fullmatch(r"python divide_conquer\.py [^\n]*\n", command)
     before = snapshot(project / "traces_data")
+    if "--verify" in command:
+        assert run_block(USAGE[0], project).returncode == 0
     done = run_block(command, project)
     subs = load_set(project / "traces_data_split", "batch_0000")
     assert snapshot(project / "traces_data") == before
@@ -69,7 +71,7 @@ def test_every_shell_command_is_run_by_a_test_or_by_ci() -> None:
     by_cluster = [b for b in blocks("bash") if b.marker is None and "parallel" in b.text]
     assert len(by_cluster) == 2  # tests/test_cluster.py
     assert len(blocks("slurm")) == 1
-    assert len(USAGE) == 9
+    assert len(USAGE) == 10
     assert len(re.findall(r"^```\w", TEXT, re.MULTILINE)) == sum(
         len(blocks(name)) for name in ("bash", "slurm", "python", "console", "text", "mermaid")
     )

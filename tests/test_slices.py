@@ -122,7 +122,7 @@ def test_random_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             outcomes["equal"] += 1
     print(dict(outcomes))
-    assert outcomes["equal"] > 0.98 * outcomes.total()
+    assert outcomes["equal"] > 0.98 * sum(outcomes.values())
     # Of 400,000 graphs 35 were refused, for recursion that looks like a call for its effect.
     refused = {NOT_COPYABLE, OTHER_SUB_BATCH, UNUSUAL_LIST}
     assert set(outcomes) <= {"equal", "too deep for a pickler", *refused}

@@ -1,0 +1,236 @@
+"""--verify: is a set that differs from its original in anything found out, and only that?"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import (
+    LIMIT_SECONDS,
+    names,
+    snapshot,
+    split,
+    split_on_terminal,
+    write_batch,
+    write_module,
+)
+
+from divide_conquer import Phase, verify_file
+
+pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+modes = pytest.mark.parametrize("mode", [(), ("--low-memory",)], ids=["default", "low_memory"])
+Mode = tuple[str, ...]
+
+
+def make_set(tmp_path: Path, mode: Mode = (), *more: object) -> tuple[Path, Path]:
+    """Split a batch of 7 traces in threes; return the source and the output folder."""
+    shared = {"name": ["shared"]}
+    traces = [{"id": i, "shared": shared, "text": f"t{i % 2}"} for i in range(7)]
+    source, output = write_batch(tmp_path / "in" / "a.pkl.gz", traces), tmp_path / "out"
+    assert split("-i", source, "-o", output, "-n", 3, *mode, *more).returncode == 0
+    return source, output
+
+
+def verify(source: Path, output: Path, mode: Mode, *more: object, **options: Any) -> Any:
+    return split("-i", source, "-o", output, "--verify", *mode, *more, **options)
+
+
+@modes
+@pytest.mark.parametrize("suffix", ["", "--no-compress"], ids=["gz", "plain"])
+def test_equal_set_is_said_and_nothing_is_written(tmp_path: Path, mode: Mode, suffix: str) -> None:
+    source, output = make_set(tmp_path, mode, *filter(None, [suffix]))
+    before = snapshot(tmp_path)
+    done = verify(source, output, mode, "-n", 250)  # the set itself tells its sizes
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a.pkl.gz: igual: 7 traces en 3 sub-batches\n" in done.stdout
+    assert "Resumen: 1 igual, 0 distintos o con error." in done.stdout
+    assert snapshot(tmp_path) == before
+
+
+@modes
+def test_original_of_an_equal_set_is_deleted(tmp_path: Path, mode: Mode) -> None:
+    source, output = make_set(tmp_path, mode)
+    other = write_batch(tmp_path / "in" / "b.pkl", [1, 2])
+    before = snapshot(output)
+    done = verify(source.parent, output, mode, "--delete-original", "--yes")
+    assert done.returncode == 1
+    assert "igual: 7 traces en 3 sub-batches; original eliminado" in done.stdout
+    assert "b.pkl: no tiene un conjunto completo en la salida" in done.stderr
+    assert names(source.parent) == [other.name]
+    assert snapshot(output) == before
+
+
+def rewrite(path: Path, change: Callable[[list[Any]], object]) -> None:
+    traces = pickle.loads(gzip.decompress(path.read_bytes()))
+    change(traces)
+    path.write_bytes(gzip.compress(pickle.dumps(traces, 5)))
+
+
+def change_one(traces: list[Any]) -> None:
+    traces[1]["text"] = "changed"
+
+
+def unshare(traces: list[Any]) -> None:
+    traces[1]["shared"] = {"name": ["shared"]}
+
+
+DIFFERENCES = [
+    pytest.param(change_one, "a_sub0001.pkl.gz no es igual al original; .* el trace 4", id="value"),
+    pytest.param(unshare, "a_sub0001.pkl.gz no es igual al original", id="sharing"),
+    pytest.param(list.pop, "a_sub0002.pkl.gz no es igual al original", id="trace-gone"),
+    pytest.param(list.reverse, "a_sub0001.pkl.gz no es igual al original", id="order"),
+    pytest.param(lambda traces: traces.append(1), "a_sub0001.pkl.gz no es igual", id="extra-trace"),
+]
+
+
+@pytest.mark.parametrize(("change", "problem"), DIFFERENCES)
+def test_difference_names_the_sub_batch_and_keeps_the_original(
+    tmp_path: Path, change: Callable[[list[Any]], object], problem: str
+) -> None:
+    source, output = make_set(tmp_path)
+    rewrite(output / "a_sub0001.pkl.gz", change)
+    before = snapshot(tmp_path)
+    done = verify(source, output, (), "--delete-original", "--yes")
+    assert done.returncode == 1
+    assert re.search(problem, done.stderr)
+    assert "El original sigue intacto" in done.stderr
+    assert snapshot(tmp_path) == before
+
+
+def drop_last(output: Path) -> None:
+    (output / "a_sub0002.pkl.gz").unlink()
+
+
+def drop_middle(output: Path) -> None:
+    (output / "a_sub0001.pkl.gz").unlink()
+
+
+def cut(output: Path) -> None:
+    path = output / "a_sub0001.pkl.gz"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def exchange(output: Path) -> None:
+    one, other = output / "a_sub0000.pkl.gz", output / "a_sub0001.pkl.gz"
+    one.rename(output / "x")
+    other.rename(one)
+    (output / "x").rename(other)
+
+
+def drop_all(output: Path) -> None:
+    for path in output.iterdir():
+        path.unlink()
+
+
+@modes
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        pytest.param(drop_last, "su conjunto tiene 6 traces y el original 7", id="last-gone"),
+        pytest.param(drop_middle, "no tiene un conjunto completo", id="gap"),
+        pytest.param(cut, "a_sub0001.pkl.gz no se puede leer", id="cut-off"),
+        pytest.param(exchange, "a_sub0000.pkl.gz no es igual al original", id="exchanged"),
+        pytest.param(drop_all, "no tiene un conjunto completo", id="none"),
+    ],
+)
+def test_damaged_set_is_an_error(
+    tmp_path: Path, mode: Mode, damage: Callable[[Path], None], problem: str
+) -> None:
+    source, output = make_set(tmp_path, mode)
+    damage(output)
+    before = snapshot(tmp_path)
+    done = verify(source, output, mode, "--delete-original", "--yes")
+    assert done.returncode == 1
+    assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+    assert snapshot(tmp_path) == before
+
+
+def test_low_memory_finds_a_changed_byte(tmp_path: Path) -> None:
+    source, output = make_set(tmp_path, ("--low-memory", "--no-compress"))
+    path = output / "a_sub0001.pkl"
+    path.write_bytes(path.read_bytes().replace(b"shared", b"sharEd"))
+    done = verify(source, output, ("--low-memory",), "--delete-original", "--yes")
+    assert done.returncode == 1
+    assert "a_sub0001.pkl no es igual al original" in done.stderr
+    assert source.exists()
+
+
+def test_low_memory_does_not_judge_a_set_of_the_default_mode(tmp_path: Path) -> None:
+    source, output = make_set(tmp_path)
+    done = verify(source, output, ("--low-memory",))
+    assert done.returncode == 0
+    assert "sin comparar" in done.stdout
+    done = verify(source, output, ("--low-memory",), "--delete-original", "--yes")
+    assert done.returncode == 1
+    assert "original conservado" in done.stderr
+    assert source.exists()
+
+
+def test_default_mode_judges_a_set_of_low_memory(tmp_path: Path) -> None:
+    source, output = make_set(tmp_path, ("--low-memory",))
+    done = verify(source, output, ())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "igual: 7 traces en 3 sub-batches" in done.stdout
+
+
+@modes
+@pytest.mark.parametrize("touched", ["original", "sub-batch"])
+def test_what_changes_while_it_is_compared_keeps_the_original(
+    tmp_path: Path, mode: Mode, touched: str
+) -> None:
+    source, output = make_set(tmp_path, mode)
+    target = source if touched == "original" else output / "a_sub0002.pkl.gz"
+
+    def progress(phase: Phase, done: int, expected: int) -> None:
+        if phase is Phase.VERIFY and done == expected:
+            copy = target.with_name("copy")
+            copy.write_bytes(target.read_bytes())
+            os.replace(copy, target)
+
+    report = verify_file(
+        source, output, delete_original=True, low_memory=bool(mode), progress=progress
+    )
+    assert not report.deleted
+    assert report.kept_because is not None
+    assert ("cambió" if touched == "original" else "ya no es el archivo") in report.kept_because
+    assert source.exists()
+
+
+@pytest.mark.parametrize("flag", ["--no-validate", "--skip-existing", "--no-compress", "--dry-run"])
+def test_flags_that_say_how_to_write_are_wrong_usage(tmp_path: Path, flag: str) -> None:
+    source, output = make_set(tmp_path)
+    done = verify(source, output, (), flag)
+    assert done.returncode == 2
+    assert f"--verify no se puede usar con {flag}" in done.stderr
+
+
+def test_deletion_is_asked_once(tmp_path: Path) -> None:
+    source, output = make_set(tmp_path)
+    options = ("-i", source, "-o", output, "--verify", "--delete-original")
+    run = split_on_terminal(*options, answer=b"no\n")
+    assert run.returncode == 1
+    assert "si sus sub-batches son iguales" in run.terminal
+    assert source.exists()
+    run = split_on_terminal(*options, answer="sí\n".encode())
+    assert run.returncode == 0
+    assert not source.exists()
+
+
+def test_texts_that_the_first_load_does_not_share_are_no_difference(tmp_path: Path) -> None:
+    """Attribute names are interned as they are loaded: the first load of a process shares fewer."""
+    env = write_module(tmp_path / "modules", "plain_traces", "class Plain: pass\n")
+    source = tmp_path / "a.pkl"
+    name = pickle.dumps("a_name_that_this_process_has_not_met", 2)[2:-1]
+    trace = b"cplain_traces\nPlain\n)\x81}" + name + b"K\x01sb"
+    source.write_bytes(b"\x80\x02](" + (name + trace) * 3 + b"e.")
+    done = split("-i", source, "-o", tmp_path / "out", "-n", 4, env=env)
+    assert done.returncode == 0
+    done = verify(source, tmp_path / "out", (), env=env)
+    assert (done.returncode, done.stderr) == (0, "")
