@@ -96,7 +96,6 @@ modes = pytest.mark.parametrize("low_memory", [False, True], ids=["default", "lo
     protocol=st.integers(0, 5),
     zipped=st.booleans(),
     compress=st.booleans(),
-    as_tuple=st.booleans(),
 )
 def test_sub_batches_concatenate_to_the_batch(
     tmp_path_factory: pytest.TempPathFactory,
@@ -105,12 +104,10 @@ def test_sub_batches_concatenate_to_the_batch(
     protocol: int,
     zipped: bool,
     compress: bool,
-    as_tuple: bool,
     low_memory: bool,
 ) -> None:
-    top = tuple(traces) if as_tuple and not low_memory else traces
     folder = tmp_path_factory.mktemp("case")
-    source, output = write(folder, top, protocol, zipped=zipped), folder / "out"
+    source, output = write(folder, traces, protocol, zipped=zipped), folder / "out"
     before = source.read_bytes()
     report = split_file(
         source, output, traces_per_batch=n, compress=compress, low_memory=low_memory
@@ -124,7 +121,7 @@ def test_sub_batches_concatenate_to_the_batch(
     assert list(report.files) == paths
     assert [len(sub) for sub in subs[:-1]] == [n] * (count - 1)
     assert 1 <= len(subs[-1]) <= n
-    assert {type(sub) for sub in subs} == {type(top)}
+    assert {type(sub) for sub in subs} == {list}
     assert same([trace for sub in subs for trace in sub], traces)
     assert (report.n_traces, report.source_bytes) == (len(traces), len(before))
     assert not (report.skipped or report.deleted or report.warnings)
