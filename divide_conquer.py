@@ -41,6 +41,7 @@ import os
 import pickle
 import pickletools
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -113,7 +114,6 @@ _SAMPLE_BYTES = 16 << 10
 _DEFLATED_BYTES = 384 << 10  # inflated at a time; at the ratio of tensors a piece comes out whole
 _INFLATED_BYTES = 512 << 10
 _PICKLE_READ_BYTES = 128 << 10  # what the C unpickler asks for at a time
-ZIP_MAGIC = b"PK\x03\x04"  # what torch.save has written since PyTorch 1.6
 
 
 # ---------------------------------------------------------------------------------------------
@@ -140,6 +140,14 @@ class SplitError(Exception):
 
 class LoadError(SplitError):
     """The source cannot be read as one batch of traces."""
+
+
+class StreamError(OSError):
+    """The bytes of a file cannot be had: the disk, a gzip that is damaged or cut off (its cause).
+
+    An OSError, as reading raises; and of our own, so that an OSError, EOFError or zlib.error that
+    the code of a trace raises is never taken for one of the file.  Its text is Spanish.
+    """
 
 
 class OutputError(SplitError):
@@ -172,6 +180,11 @@ _SPANISH_ERRORS = {
     errno.EIO: "error de entrada/salida del disco",
     errno.ENAMETOOLONG: "nombre de archivo demasiado largo",
     errno.EMFILE: "demasiados archivos abiertos",
+    errno.ELOOP: "el enlace simbólico da vueltas en círculo",
+    errno.ENOMEM: "no hay memoria suficiente",
+    errno.ESTALE: "el servidor de archivos ya no lo encuentra",
+    errno.ENOTCONN: "la carpeta de red está desconectada",
+    errno.ETIMEDOUT: "el servidor de archivos no responde",
 }
 
 
@@ -245,6 +258,7 @@ class Writable(Protocol):
 class TrackedFile(io.FileIO):
     """A file open for reading that shows every piece it reads to on_read, in order.
 
+    Raises StreamError where the system cannot read it.
     file: a path, or a descriptor that stays open and is read from its beginning.
     """
 
@@ -255,7 +269,10 @@ class TrackedFile(io.FileIO):
         self._on_read = on_read
 
     def readinto(self, buffer: Any) -> int:
-        n_bytes = super().readinto(buffer) or 0
+        try:
+            n_bytes = super().readinto(buffer) or 0
+        except OSError as error:
+            raise StreamError(explain_os_error(error)) from error
         self._on_read(memoryview(buffer)[:n_bytes])
         return n_bytes
 
@@ -266,26 +283,35 @@ def _inflate(file: io.BufferedReader[Any]) -> Generator[bytes, None, None]:
     Loading a pickle of 420 MB took 2.2 s so, 2.7 s by gzip.open (Python 3.11), and 2.4 s with a
     thread that inflates ahead of the unpickler (2 cores, medians of 6).
     The library verifies the CRC-32 and the length of each member (RFC 1952, 2.3.1).
-    Raises EOFError where a member is cut off.
+    Raises StreamError where a member is damaged or cut off.
     """
     data = file.read(_DEFLATED_BYTES)
     while data:
-        if len(data) < _STAMP_BYTES:  # isal takes a header in one piece only
+        if len(data) < _DEFLATED_BYTES:  # isal takes no header that is cut in two
             data += file.read(_DEFLATED_BYTES)
         if not data.startswith(GZIP_MAGIC):  # isal would wait for the rest of a header
-            raise zlib.error("hay datos que no son gzip después del final")
+            raise _damaged_gzip(zlib.error("hay datos que no son gzip después del final"))
         member = deflate_library.decompressobj(_GZIP_WBITS)
         while not member.eof:
             data = data or file.read(_DEFLATED_BYTES)
             if not data:
-                raise EOFError("gzip member is cut off")
-            piece = member.decompress(data, _INFLATED_BYTES)
+                raise StreamError("está truncado") from EOFError("gzip member is cut off")
+            try:
+                piece = member.decompress(data, _INFLATED_BYTES)
+            except GZIP_ERRORS as error:
+                raise _damaged_gzip(error) from error
             data = member.unconsumed_tail
             if piece:  # an empty one would be the end to who reads
                 yield piece
         data = member.unused_data.lstrip(b"\0")  # tapes, and gzip -t, allow zeros after a member
         while not data and (more := file.read(_DEFLATED_BYTES)):
             data = more.lstrip(b"\0")
+
+
+def _damaged_gzip(error: Exception) -> StreamError:
+    damaged = StreamError(f"el gzip está dañado ({error})")
+    damaged.__cause__ = error
+    return damaged
 
 
 class _PieceReader(io.RawIOBase):
@@ -444,6 +470,346 @@ class GzipWriter:
 
 
 # ---------------------------------------------------------------------------------------------
+# What else a file may be: told by its first bytes, with the command that opens it.
+
+
+_COPY_AGAIN = "vuelve a copiar el archivo desde su origen o genera de nuevo el batch"
+
+
+class _Format(NamedTuple):
+    """A kind of file that is no pickle of a list: start is a pattern of its first bytes.
+
+    No pickle of a list begins like any of them.  hint: {file} is its path, {plain} one for what is
+    in it, both quoted for a shell.
+    """
+
+    start: bytes
+    problem: str
+    hint: str
+
+
+def _compressed(start: bytes, problem: str, command: str) -> _Format:
+    return _Format(
+        start,
+        problem,
+        f"descomprímelo con «{command} < {{file}} > {{plain}}» y divide el archivo que resulte",
+    )
+
+
+def _read_by(library: str) -> str:
+    return f"cárgalo con {library} y guarda la lista de traces con pickle.dump"
+
+
+_ZIP_ENTRY = (
+    rb"PK\x03\x04.{26}[^\x00]{0,200}?"  # PKZIP APPNOTE, 4.3.7: then the name of the first file
+)
+_BOM_SPACE = rb"(?:\xef\xbb\xbf)?\s*"
+_FORMATS = (
+    _Format(  # torch.save since PyTorch 1.6
+        _ZIP_ENTRY + rb"/data\.pkl", "es un zip de torch.save, no un pickle", _read_by("torch.load")
+    ),
+    _Format(  # before: a pickle of torch.serialization.MAGIC_NUMBER, and others after it
+        rb"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.",
+        "lo escribió torch.save en su formato antiguo, no pickle.dump",
+        _read_by("torch.load"),
+    ),
+    _Format(_ZIP_ENTRY + rb"\.npy", "es un .npz de numpy, no un pickle", _read_by("numpy.load")),
+    _Format(
+        rb"PK(\x03\x04|\x05\x06)",
+        "es un zip, no un pickle",
+        "extráelo con «unzip {file}» y divide los pickles que contenga",
+    ),
+    _Format(
+        rb"7z\xbc\xaf\x27\x1c",
+        "es un 7z, no un pickle",
+        "extráelo con «7z x {file}» y divide los pickles que contenga",
+    ),
+    _Format(
+        rb"[^\x80(\]].{256}ustar",  # POSIX tar, the magic of the first header
+        "es un tar, no un pickle",
+        "extráelo con «tar xf {file}» y divide los pickles que contenga",
+    ),
+    _compressed(rb"BZh[1-9]1AY&SY", "está comprimido con bzip2", "bzip2 -dc"),
+    _compressed(rb"\xfd7zXZ\x00", "está comprimido con xz", "xz -dc"),
+    _compressed(rb"\]\x00\x00", "está comprimido con lzma", "xz --format=lzma -dc"),
+    _compressed(rb"\x28\xb5\x2f\xfd", "está comprimido con zstd", "zstd -dc"),
+    _compressed(rb"\x04\x22\x4d\x18", "está comprimido con lz4", "lz4 -dc"),
+    _compressed(GZIP_MAGIC, "está comprimido dos veces con gzip", "gzip -dc"),
+    _Format(  # RFC 1950
+        rb"x[\x01\x5e\x9c\xda]",
+        "está comprimido con zlib, como hace joblib.dump con compress",
+        _read_by("joblib.load"),
+    ),
+    _Format(rb"\x93NUMPY", "es un .npy de numpy, no un pickle", _read_by("numpy.load")),
+    _Format(rb"\x89HDF\r\n\x1a\n", "es un HDF5, no un pickle", _read_by("h5py")),
+    _Format(rb"PAR1", "es un Parquet, no un pickle", _read_by("pyarrow o pandas")),
+    _Format(
+        rb"version https://git-lfs",
+        "es un puntero de git-lfs: los datos no se han descargado",
+        "descárgalos con «git lfs pull» en su repositorio",
+    ),
+    _Format(
+        _BOM_SPACE + rb"(?i:<(!|html|head|body|\?xml))",
+        "es HTML o XML, no un pickle: quizá el aviso de una descarga que falló",
+        "descarga el archivo otra vez",
+    ),
+    _Format(_BOM_SPACE + rb"[\[{]\s*[\[{\"\]}\d-]", "es JSON, no un pickle", _read_by("json")),
+    _Format(rb"\x00{16}", "empieza con ceros: la copia quedó a medias", _COPY_AGAIN),
+)
+_START_BYTES = 512
+
+
+def _refuse_other_formats(stream: io.BufferedReader[Any], path: Path) -> None:
+    """Raise LoadError, with the way to open it, for an empty file or one of another kind."""
+    start = stream.peek(_START_BYTES)[:_START_BYTES]
+    if not start:
+        raise LoadError(path, "está vacío", _COPY_AGAIN)
+    for kind in _FORMATS:
+        if re.match(kind.start, start, re.DOTALL):
+            plain = path.with_name(f"{path.name.split('.pkl')[0]}_descomprimido.pkl")
+            names = {"file": shlex.quote(str(path)), "plain": shlex.quote(str(plain))}
+            raise LoadError(path, kind.problem, kind.hint.format(**names))
+
+
+# ---------------------------------------------------------------------------------------------
+# Why a load or a dump fails: the stream, the (un)pickler itself, or the code that traces call.  A
+# cause is named only where it is known, because "copy it again" costs an hour.
+
+
+class _Reason(NamedTuple):
+    """What the user reads; {error} is the error's text."""
+
+    problem: str
+    hint: str
+
+
+_ENVIRONMENT = "ejecuta el script en el entorno de Python que creó el archivo"
+_COPY_BYTES = "usa --low-memory, que copia los traces sin cargarlos"
+_SAME_ENVIRONMENT = f"{_ENVIRONMENT}, o usa --low-memory, que no necesita sus módulos"
+
+_LOAD_MEMORY = _Reason(
+    "no hay memoria suficiente para cargarlo entero",
+    "usa --low-memory, que divide el archivo sin cargarlo",
+)
+_TRUNCATED = _Reason("está truncado: termina antes de tiempo", _COPY_AGAIN)
+_CUT_PICKLE = _Reason("está truncado o dañado: termina antes de tiempo", _COPY_AGAIN)
+_NO_PICKLE = _Reason("no es un pickle o está dañado ({error})", _COPY_AGAIN)
+_BAD_GZIP = _Reason("el gzip está dañado ({error})", _COPY_AGAIN)
+_UNREADABLE = _Reason("no se puede leer ({error})", "comprueba los permisos y el disco")
+_BROKEN_LINK = _Reason(
+    "es un enlace simbólico roto: «{error}» no existe", "corrige el enlace o quítalo de la carpeta"
+)
+_MISSING_CODE = _Reason("falta código que sus traces necesitan ({error})", _SAME_ENVIRONMENT)
+_CODE_FAILS = _Reason("el código de sus traces falla al cargarlos ({error})", _SAME_ENVIRONMENT)
+_BY_VALUE = _Reason("contiene funciones o clases guardadas con {module}", _COPY_BYTES)
+_PYTHON_2 = _Reason(
+    "contiene textos de Python 2, que Python 3 no carga sin saber su codificación",
+    "usa --low-memory, que los copia como están (se cargan con pickle.load y encoding='latin1')",
+)
+_EXTENSION = _Reason("usa códigos de copyreg que aquí no están registrados ({error})", _COPY_BYTES)
+_PERSISTENT_IDS = _Reason(
+    "sus traces están en parte fuera del archivo (persistent_id)",
+    _read_by("el programa que lo escribió"),
+)
+_OUT_OF_BAND = _Reason(
+    "sus traces están en parte fuera del archivo (búferes de PEP 574)",
+    "guárdalo otra vez sin buffer_callback",
+)
+_JOBLIB = _Reason("lo escribió joblib.dump, no pickle.dump", _read_by("joblib.load"))
+_NO_GPU = _Reason(
+    "contiene tensores de una GPU que aquí no se puede usar ({error})",
+    "usa --low-memory, que no los carga, o ejecuta el script en una máquina con esa GPU",
+)
+_FULL_GPU = _Reason(
+    "no hay memoria suficiente en la GPU a la que van sus tensores",
+    "usa --low-memory, que no los carga, o libera la GPU (nvidia-smi dice quién la ocupa)",
+)
+_TOO_DEEP = _Reason("sus traces están anidados a demasiada profundidad", _COPY_BYTES)
+_NOT_PICKLABLE = _Reason(
+    "sus traces no se pueden volver a guardar con pickle ({error})", _COPY_BYTES
+)
+
+_NO_MEMORY = _Reason(
+    "no hay memoria suficiente", "cierra otros programas o prueba con --low-memory"
+)
+_MORE_DATA = _Reason(
+    "hay más datos después del primer pickle", "guarda cada lista en su propio archivo"
+)
+_NO_TRACES = _Reason("la lista de traces está vacía", "no hay nada que dividir: apártalo")
+_SAVE_A_LIST = "guarda los traces como una lista (list)"
+
+_READ_HINTS = {
+    errno.EACCES: "comprueba los permisos del archivo y de sus carpetas (ls -l)",
+    errno.EPERM: "comprueba los permisos del archivo y de sus carpetas (ls -l)",
+    errno.ENOENT: "comprueba si alguien lo ha movido o borrado",
+    errno.ELOOP: "corrige el enlace o quítalo de la carpeta",
+    errno.ESTALE: "comprueba que el archivo sigue en el servidor y repite el comando",
+    errno.ENOTCONN: "vuelve a montar la carpeta de red y repite el comando",
+    errno.ETIMEDOUT: "espera a que responda y repite el comando",
+    errno.EIO: "parece un fallo del disco: copia el archivo desde su origen a otro disco",
+}
+
+# What the C unpickler itself says of bytes that make no sense, where others raise this type, too.
+_UNPICKLER_WORDS = ("unsupported pickle protocol", "invalid literal for", "could not convert")
+_UNPICKLER_REASONS = (
+    ("Ran out of input", _CUT_PICKLE),
+    ("pickle data was truncated", _CUT_PICKLE),
+    ("persistent id", _PERSISTENT_IDS),
+    ("out-of-band", _OUT_OF_BAND),
+    ("unregistered extension code", _EXTENSION),
+)
+_BY_VALUE_MODULES = ("cloudpickle", "dill")
+_NO_MEMORY_WORDS = (
+    "can't start new thread",  # a thread that gets no stack is a RuntimeError
+    "DefaultCPUAllocator",  # torch
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+)
+_ERROR_TEXT_LENGTH = 160
+
+
+def _text_of(error: BaseException) -> str:
+    """Return the type and the first line of an error, even where its own text fails."""
+    text = ""
+    with contextlib.suppress(Exception):  # __str__ may be code of a trace
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{explain_os_error(error)}, {error.filename}"
+        else:
+            text = str(error).strip().split("\n")[0]
+    if len(text) > _ERROR_TEXT_LENGTH:
+        text = f"{text[:_ERROR_TEXT_LENGTH]}…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
+    """Yield error and what led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Return whether it, or what led to it, is for want of memory, however a library words it."""
+    return any(
+        isinstance(e, MemoryError)
+        or (isinstance(e, OSError) and e.errno == errno.ENOMEM)
+        or any(words in _text_of(e) for words in _NO_MEMORY_WORDS)
+        for e in _chain(error)
+    )
+
+
+class _Origin(enum.Enum):
+    """Who raised an error that came out of a load or a dump."""
+
+    PICKLE = "the pickler or unpickler, or C code that a trace calls: that leaves no frame"
+    LOOKUP = "the search for a class or function, which imports modules"
+    CODE = "code that a trace calls"
+    OURS = "this file: its reader or writer, or the progress that they report"
+
+
+def _origin_of(error: BaseException) -> _Origin:
+    """Tell who raised it, by the first frame below the call of pickle."""
+    origin = _Origin.OURS
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename != _origin_of.__code__.co_filename:
+            return _Origin.CODE if origin is _Origin.PICKLE else origin
+        origin = _CALLS_OF_PICKLE.get(frame.f_code, _Origin.OURS)
+    return origin
+
+
+def _is_explained(error: BaseException) -> bool:
+    """Return whether it is of the file or its traces: no cancellation, no fault of this script."""
+    if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        return False
+    known = isinstance(error, StreamError) or _lacks_memory(error)
+    return known or _origin_of(error) is not _Origin.OURS
+
+
+def _explain_os_error(error: OSError, path: Path) -> tuple[_Reason, str]:
+    if error.errno == errno.ENOENT and path.is_symlink():
+        return _BROKEN_LINK, os.readlink(path)
+    hint = _READ_HINTS.get(error.errno or 0, _UNREADABLE.hint)
+    return _UNREADABLE._replace(hint=hint), explain_os_error(error)
+
+
+def _explain_file(error: BaseException, path: Path) -> tuple[_Reason, str]:
+    """Return the reason, and the text for it, of an error of our own reader or walker."""
+    cause = (isinstance(error, StreamError) and error.__cause__) or error
+    if isinstance(cause, OSError):
+        return _explain_os_error(cause, path)
+    if isinstance(cause, EOFError):
+        return (_TRUNCATED if isinstance(error, StreamError) else _CUT_PICKLE), ""
+    if isinstance(cause, GZIP_ERRORS):
+        return _BAD_GZIP, str(cause)
+    return _NO_PICKLE, _text_of(cause)
+
+
+def _explain_gpu(error: BaseException) -> Optional[_Reason]:
+    """Return the reason if torch says, in an error of many types, that a GPU is not as it needs."""
+    texts = [_text_of(e) for e in _chain(error) if isinstance(e, (RuntimeError, AssertionError))]
+    if any("CUDA out of memory" in t or "CUDA error: out of memory" in t for t in texts):
+        return _FULL_GPU
+    return _NO_GPU if any(re.search("CUDA|NVIDIA driver", text) for text in texts) else None
+
+
+def _explain_unpickler(error: BaseException) -> Optional[_Reason]:
+    """Return the reason if it is surely the unpickler that raised error, by its own words."""
+    text = _text_of(error)
+    for words, reason in _UNPICKLER_REASONS:
+        if words in text:
+            return reason
+    if isinstance(error, UnicodeDecodeError):
+        return _PYTHON_2 if error.encoding == "ascii" else _NO_PICKLE
+    if isinstance(error, ValueError) and not any(words in text for words in _UNPICKLER_WORDS):
+        return None
+    own = (pickle.UnpicklingError, EOFError, ValueError, IndexError, OverflowError)
+    return _NO_PICKLE if isinstance(error, own) else None
+
+
+def _explain_missing(error: ImportError) -> _Reason:
+    module = (error.name or "").split(".")[0]
+    if module in _BY_VALUE_MODULES:  # where it is installed, the default mode could not dump them
+        return _BY_VALUE._replace(problem=_BY_VALUE.problem.replace("{module}", module))
+    return _MISSING_CODE
+
+
+def _explain_load(error: BaseException) -> _Reason:
+    origin = _origin_of(error)
+    if gpu := _explain_gpu(error):
+        return gpu
+    if isinstance(error, ImportError):
+        return _explain_missing(error)
+    if origin is _Origin.LOOKUP and isinstance(error, AttributeError):
+        return _MISSING_CODE
+    return (origin is _Origin.PICKLE and _explain_unpickler(error)) or _CODE_FAILS
+
+
+def _load_error(path: Path, error: BaseException) -> LoadError:
+    """Return what the user reads of an error that reading or loading path has raised."""
+    text = _text_of(error)
+    if isinstance(error, StreamError):
+        reason, text = _explain_file(error, path)
+    elif _lacks_memory(error):
+        reason = _LOAD_MEMORY
+    elif _origin_of(error) is _Origin.OURS:
+        reason, text = _explain_file(error, path)
+    else:
+        reason = _explain_load(error)
+    return LoadError(path, reason.problem.format(error=text), reason.hint)
+
+
+def not_a_list(path: Path, found: str) -> LoadError:
+    """Return the refusal of a top object; found: its type and, where known, its length."""
+    hint = _SAVE_A_LIST
+    if found.startswith("tuple"):
+        hint = f"una tupla suele ser (traces, etiquetas): {hint}, aparte de lo demás"
+    return LoadError(path, f"contiene un objeto {found}, no una lista de traces", hint)
+
+
+# ---------------------------------------------------------------------------------------------
 # Loading and dumping: a stream becomes a list of traces, and the list becomes sub-batches.
 
 
@@ -459,86 +825,28 @@ class _Unpickler(pickle.Unpickler):
         # The __main__ that wrote the batch is not the __main__ that reads it: what this process
         # would find under the name is another class, or a part of this script.
         if module == "__main__":
-            raise LoadError(
-                self._path,
-                f"contiene objetos de la clase «{name}», definida en el script que creó el archivo",
-                "usa --low-memory, que copia los traces sin buscar sus clases",
-            )
+            problem = f"necesita «{name}», definido en el script que creó el archivo (__main__)"
+            raise LoadError(self._path, problem, _COPY_BYTES)
+        if module in ("builtins", "__builtin__") and name == "__main__":  # dill's word for it
+            raise LoadError(self._path, _BY_VALUE.problem.format(module="dill"), _COPY_BYTES)
+        if module.endswith("joblib.numpy_pickle"):  # raw bytes of an array follow
+            raise LoadError(self._path, *_JOBLIB)
         return super().find_class(module, name)
 
 
-class _Reason(NamedTuple):
-    """What the user reads when a load raises one of these errors; {error} is the error's text."""
-
-    errors: tuple[type[Exception], ...]
-    problem: str
-    hint: str
+def _run_unpickler(unpickler: _Unpickler) -> Any:
+    return unpickler.load()
 
 
-_COPY_AGAIN = "vuelve a copiar el archivo desde su origen o genera de nuevo el batch"
-
-_SAME_ENVIRONMENT = (
-    "ejecuta el script en el entorno de Python que creó el archivo, o usa --low-memory, "
-    "que no necesita sus módulos"
-)
-
-_LOAD_REASONS = (
-    _Reason(
-        (MemoryError,),
-        "no hay memoria suficiente para cargarlo entero",
-        "usa --low-memory, que divide el archivo sin cargarlo",
-    ),
-    _Reason(
-        (ImportError, AttributeError),
-        "falta código que sus traces necesitan ({error})",
-        _SAME_ENVIRONMENT,
-    ),
-    _Reason((EOFError,), "está truncado: termina antes de tiempo", _COPY_AGAIN),
-    _Reason(GZIP_ERRORS, "el gzip está dañado ({error})", _COPY_AGAIN),
-    _Reason((OSError,), "no se puede leer ({error})", "comprueba los permisos y el disco"),
-    _Reason(  # what an unpickler raises for bytes that make no sense
-        (pickle.UnpicklingError, ValueError, LookupError, TypeError, OverflowError),
-        "no es un pickle o está dañado ({error})",
-        _COPY_AGAIN,
-    ),
-)
-_CODE_FAILS = _Reason((), "el código de sus traces falla al cargarlos ({error})", _SAME_ENVIRONMENT)
-_CUDA = _Reason(
-    (),
-    "contiene tensores de una GPU que esta máquina no tiene ({error})",
-    "ejecuta el script en una máquina con GPU o usa --low-memory",
-)
-_DUMP_REASONS = (
-    _Reason(
-        (RecursionError,),
-        "sus traces están anidados a demasiada profundidad",
-        "usa --low-memory, que copia los traces sin cargarlos",
-    ),
-)
-_NOT_PICKLABLE = _Reason((), "sus traces no se dejan serializar ({error})", _SAME_ENVIRONMENT)
+def _run_pickler(pickler: pickle.Pickler, traces: list[Any]) -> None:
+    pickler.dump(traces)
 
 
-_NO_MEMORY = ("no hay memoria suficiente", "cierra otros programas o prueba con --low-memory")
-_MORE_DATA = ("hay más datos después del primer pickle", "guarda cada lista en su propio archivo")
-_NO_TRACES = ("la lista de traces está vacía", "no hay nada que dividir: apártalo")
-_SAVE_A_LIST = "guarda los traces como una lista (list)"
-
-
-def _find_reason(
-    error: BaseException, reasons: Sequence[_Reason], default: _Reason
-) -> tuple[str, str]:
-    """Return problem and hint for error, from the first entry that fits."""
-    reason = next((r for r in reasons if isinstance(error, r.errors)), default)
-    if isinstance(error, OSError) and error.errno:
-        text = explain_os_error(error)
-    else:
-        text = f"{type(error).__name__}: {error}"
-    return reason.problem.format(error=text), reason.hint
-
-
-def _load_error(path: Path, error: BaseException) -> LoadError:
-    no_gpu = isinstance(error, RuntimeError) and "CUDA" in str(error)
-    return LoadError(path, *_find_reason(error, _LOAD_REASONS, _CUDA if no_gpu else _CODE_FAILS))
+_CALLS_OF_PICKLE = {
+    _run_unpickler.__code__: _Origin.PICKLE,
+    _run_pickler.__code__: _Origin.PICKLE,
+    _Unpickler.find_class.__code__: _Origin.LOOKUP,
+}
 
 
 def _describe(value: object) -> str:
@@ -548,45 +856,67 @@ def _describe(value: object) -> str:
         return type(value).__name__
 
 
-def _refuse_other_formats(stream: io.BufferedReader[Any], path: Path) -> None:
-    start = stream.peek(len(ZIP_MAGIC))
-    if not start:
-        raise LoadError(path, "está vacío", _COPY_AGAIN)
-    if start.startswith(ZIP_MAGIC):
-        raise LoadError(
-            path,
-            "es un zip de torch.save, no un pickle",
-            "cárgalo con torch.load y guarda la lista con pickle.dump",
-        )
+def _verify_rest(stream: io.BufferedReader[Any]) -> None:
+    """Read on to the end, which verifies the gzip; raise StreamError where it is damaged."""
+    rest = bytearray(BLOCK_BYTES)
+    while isinstance(stream.raw, _PieceReader) and stream.readinto(rest):
+        pass
+
+
+def _explain_failed_load(
+    error: BaseException, stream: io.BufferedReader[Any], path: Path
+) -> LoadError:
+    """Return why the load failed; a gzip that is damaged is the better reason for odd values."""
+    explained = _load_error(path, error)
+    if explained.hint == _SAME_ENVIRONMENT and not isinstance(error, ImportError):
+        try:
+            _verify_rest(stream)
+        except StreamError as damaged:
+            return _load_error(path, damaged)
+    return explained
 
 
 def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
     """Unpickle the one list of traces that stream holds, and read it to its end.
 
     Raises LoadError, naming path, for anything else: damaged or truncated data, a second pickle,
-    a missing module, too little memory, a top object of another type, an empty list.
+    code that is missing or fails, too little memory, a top object of another type, an empty list.
+    What the progress raises, or a fault of this file, comes out as it is.
     """
     try:
         _refuse_other_formats(stream, path)
-        traces = _Unpickler(stream, path).load()
+        traces = _run_unpickler(_Unpickler(stream, path))
         more = stream.read(1)  # also what makes gzip verify its CRC-32
     except SplitError:
         raise
     except BaseException as error:  # a pickle runs code, which may raise anything
-        if is_interruption(error):
+        if not _is_explained(error):
             raise
-        raise _load_error(path, error) from error
+        raise _explain_failed_load(error, stream, path) from error
     if more:
         raise LoadError(path, *_MORE_DATA)
-    if type(traces) is not list:  # a tuple is mostly (traces, labels), and would be cut wrongly
-        raise LoadError(
-            path,
-            f"contiene un objeto {_describe(traces)}, no una lista de traces",
-            _SAVE_A_LIST,
-        )
+    if type(traces) is not list:
+        raise not_a_list(path, _describe(traces))
     if not traces:
         raise LoadError(path, *_NO_TRACES)
     return traces
+
+
+def dump_traces(traces: list[Any], sink: Writable, path: Path) -> None:
+    """Pickle a list of traces of the batch path into sink.
+
+    Raises SaveError where the traces cannot be pickled; what sink raises, as it is.
+    """
+    try:
+        _run_pickler(pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL), traces)
+    except BaseException as error:  # __reduce__ of a trace is foreign code
+        if not _is_explained(error) or _lacks_memory(error):
+            raise
+        reason = _explain_gpu(error) or _NOT_PICKLABLE
+        if isinstance(error, RecursionError):
+            reason = _TOO_DEEP
+        problem = reason.problem.format(error=_text_of(error))
+        raise SaveError(path, f"No se pudo guardar: {problem}", reason.hint) from error
 
 
 def count_loaded(stream: io.BufferedReader[Any], path: Path) -> int:
@@ -606,6 +936,7 @@ class LoadedBatch:
             traces = load_traces(stream, path)
             self.pickled_bytes = stream.tell()
         self.n_traces = len(traces)
+        self._path = path
         # A list of our own: a trace that refers to the whole list must still find it whole.
         self._waiting = list(traces)
 
@@ -618,7 +949,7 @@ class LoadedBatch:
         size = next(self._sizes)
         chunk = self._waiting[:size]
         del self._waiting[:size]
-        pickle.Pickler(sink, pickle.HIGHEST_PROTOCOL).dump(chunk)
+        dump_traces(chunk, sink, self._path)
         return len(chunk)
 
     def close(self) -> None:
@@ -657,6 +988,7 @@ _TUPLES = _codes("TUPLE TUPLE1 TUPLE2 TUPLE3")
 _CALLS_OF_TUPLE = _codes("REDUCE NEWOBJ")
 _POPS = _codes("POP POP_MARK")
 _GETS = _codes("GET BINGET LONG_BINGET")
+_PERSISTENT = _codes("PERSID BINPERSID")
 _CALLS = (*_CALLS_OF_TUPLE, _NEWOBJ_EX, _OBJ, _INST)
 _LOOKAHEAD_BYTES = 32  # more than any opcode of fixed width, or FRAME and a fetch, takes
 
@@ -730,10 +1062,6 @@ _GROUP_TRACES = 1000  # as many objects as a pickler writes between MARK and APP
 _COPY_BUFFER_BYTES = 64 << 10
 _SPOOL_BYTES = 16 << 20  # what a sub-batch shares with others stays in memory up to here
 _NOT_COPYABLE = "usa códigos de pickle que no se pueden copiar"
-_OUTSIDE = (
-    "sus traces están en parte fuera del archivo (identificadores persistentes o búferes aparte)",
-    "cárgalo con el programa que lo creó y guarda la lista con pickle.dump",
-)
 _UNUSUAL_LIST = "la lista no está escrita como la escribe pickle.dump"
 
 
@@ -1364,7 +1692,8 @@ class PickleIndex:
         self.refuse(_NOT_COPYABLE)
 
     def _refuse_outside(self, code: int, start: int, end: int, argument: bytes) -> None:
-        raise LoadError(self._path, *_OUTSIDE)
+        is_persistent = code in _PERSISTENT
+        raise LoadError(self._path, *(_PERSISTENT_IDS if is_persistent else _OUT_OF_BAND))
 
     def _stop(self, code: int, start: int, end: int, argument: bytes) -> None:
         if len(self._stack) != 1 or self._marks:
@@ -1373,8 +1702,7 @@ class PickleIndex:
             type_name = _TYPE_NAMES.get(self._bottom, "any")
             if type_name == "any":
                 self.refuse("contiene un objeto de otra clase, no una lista de traces")
-            problem = f"contiene un objeto {type_name}, no una lista de traces"
-            raise LoadError(self._path, problem, _SAVE_A_LIST)
+            raise not_a_list(self._path, type_name)
         if self._list_problem:
             self.refuse(self._list_problem)
         if not self.trace_starts:
@@ -2250,7 +2578,17 @@ def _is_first(final: Path) -> bool:
 CountTraces = Callable[["io.BufferedReader[Any]", Path], int]
 
 
-def _validate_part(sub_batch: SubBatch, count_traces: CountTraces, meter: Meter) -> None:
+_REPORT_HINT = "es un fallo de este programa: informa de él con el archivo que lo provoca"
+_DISK_HINT = "repite el comando; si vuelve a fallar, el disco de salida no es fiable: elige otro"
+
+
+def _read_part(
+    sub_batch: SubBatch, count_traces: CountTraces, meter: Meter
+) -> Union[int, LoadError]:
+    """Return how many traces a part holds, or why it does not load although its bytes are right.
+
+    Raises ValidationError where the disk does not give back what was written.
+    """
     size_bytes = 0
     crc32 = 0
 
@@ -2260,24 +2598,37 @@ def _validate_part(sub_batch: SubBatch, count_traces: CountTraces, meter: Meter)
         crc32 = deflate_library.crc32(piece, crc32)
         meter.add(len(piece))
 
-    hint = "repite el comando; si vuelve a fallar, el disco de salida no es fiable: elige otro"
-    try:
-        with open_stream(TrackedFile(sub_batch.part, check)) as stream:
-            n_traces = count_traces(stream, sub_batch.part)
-    except LoadError as error:
-        problem = f"la validación falló al releerlo: {error.problem}"
-        if isinstance(error.__cause__, MemoryError):
-            hint = error.hint
-        raise ValidationError(sub_batch.part, problem, hint) from error
-    except OSError as error:
-        problem = f"la validación no pudo releerlo: {explain_os_error(error)}"
-        raise ValidationError(sub_batch.part, problem, hint) from error
+    file = TrackedFile(sub_batch.part, check)
+    found: Union[int, LoadError]
+    with open_stream(file) as stream:
+        try:
+            found = count_traces(stream, sub_batch.part)
+        except LoadError as error:
+            found = error
+            rest = bytearray(BLOCK_BYTES)
+            while file.readinto(rest):  # what it did not come to: are those the bytes written?
+                pass
     if (size_bytes, crc32) != (sub_batch.size_bytes, sub_batch.crc32):
         problem = "la validación falló: el disco no devuelve los bytes que se escribieron"
-        raise ValidationError(sub_batch.part, problem, hint)
-    if n_traces != sub_batch.n_traces:
-        problem = f"la validación falló: {n_traces} traces en vez de {sub_batch.n_traces}"
-        raise ValidationError(sub_batch.part, problem, hint)
+        raise ValidationError(sub_batch.part, problem, _DISK_HINT)
+    return found
+
+
+def _validate_part(
+    sub_batch: SubBatch, count_traces: CountTraces, meter: Meter
+) -> Optional[LoadError]:
+    """Return why a part that is as it was written does not load, if so; raise ValidationError."""
+    try:
+        found = _read_part(sub_batch, count_traces, meter)
+    except OSError as error:
+        problem = f"la validación no pudo releerlo: {explain_os_error(error)}"
+        raise ValidationError(sub_batch.part, problem, _DISK_HINT) from error
+    if isinstance(found, LoadError):
+        return found
+    if found != sub_batch.n_traces:
+        problem = f"la validación falló: {found} traces en vez de {sub_batch.n_traces}"
+        raise ValidationError(sub_batch.part, problem, _REPORT_HINT)
+    return None
 
 
 def validate_parts(
@@ -2295,14 +2646,21 @@ def validate_parts(
     meter = Meter(progress, Phase.VALIDATE, sum(part.size_bytes for part in sub_batches))
     with ThreadPoolExecutor(jobs) as pool:
         check = functools.partial(_validate_part, count_traces=count_traces, meter=meter)
-        list(pool.map(check, sub_batches))  # the list is what makes map raise
+        failed = [s for s, error in zip(sub_batches, pool.map(check, sub_batches)) if error]
+    for sub_batch in failed:  # some objects load in the main thread only
+        if error := check(sub_batch):
+            problem = f"la validación falló: está bien escrito, pero no se carga: {error.problem}"
+            hint = error.hint if error.hint == _LOAD_MEMORY.hint else _COPY_BYTES
+            if count_traces is count_walked:
+                hint = _REPORT_HINT
+            raise ValidationError(sub_batch.part, problem, hint) from error
     meter.add(0)  # a last chance to cancel
     total = sum(part.n_traces for part in sub_batches)
     if total != n_traces:
         raise ValidationError(
             sub_batches[0].part,
             f"la validación falló: {total} traces en los sub-batches y {n_traces} en el original",
-            "informa de este error con el archivo que lo provoca",
+            _REPORT_HINT,
         )
 
 
@@ -2414,7 +2772,7 @@ class _Source:
             file = TrackedFile(self._fd, lambda piece: meter.add(len(piece)))
             with open_stream(file) as stream:
                 yield stream
-        except OSError as error:  # the very first read looks for gzip
+        except StreamError as error:  # the very first read looks for gzip
             raise _load_error(self.path, error) from error
 
     def refuse_changed(self) -> None:
@@ -2476,32 +2834,43 @@ class Batch(Protocol):
     def close(self) -> None: ...
 
 
-def _lacks_memory(error: BaseException) -> bool:
-    """Return whether it is for want of memory: a thread that gets no stack is a RuntimeError."""
-    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
+_JOBLIB_NAME = b"joblib.numpy_pickle"  # its arrays follow their opcodes as raw bytes
+_JOBLIB_LOOK_BYTES = 64 << 20
 
 
 @contextlib.contextmanager
-def _explaining_lack_of_memory(path: Path) -> Iterator[None]:
+def _explaining_joblib(original: _Source) -> Iterator[None]:
+    """Where its opcodes make no sense, look whether joblib.dump wrote it, and say so."""
+    try:
+        yield
+    except LoadError as error:
+        if error.hint == _COPY_AGAIN and _names_joblib(original):
+            raise LoadError(original.path, *_JOBLIB) from error
+        raise
+
+
+def _names_joblib(original: _Source) -> bool:
+    tail = b""
+    with contextlib.suppress(SplitError, StreamError), original.open_stream() as stream:
+        while stream.tell() < _JOBLIB_LOOK_BYTES and (piece := stream.read(BLOCK_BYTES)):
+            if _JOBLIB_NAME in tail + piece:
+                return True
+            tail = piece[-len(_JOBLIB_NAME) :]
+    return False
+
+
+@contextlib.contextmanager
+def _explaining_lack_of_memory(path: Path, *, low_memory: bool) -> Iterator[None]:
     """Raise SplitError about path for want of memory, wherever in the split it was noticed."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
+    except Exception as error:
+        if isinstance(error, SplitError) or not _lacks_memory(error):
             raise
-        raise SplitError(path, *_NO_MEMORY) from error
-
-
-def _save_part(batch: Batch, part: PartFile, sink: _PickleSink) -> int:
-    try:
-        return batch.dump_next(sink)
-    except (OSError, SplitError):
-        raise
-    except BaseException as error:  # __reduce__ of a trace is foreign code
-        if is_interruption(error) or _lacks_memory(error):
-            raise
-        problem, hint = _find_reason(error, _DUMP_REASONS, _NOT_PICKLABLE)
-        raise SaveError(part.path, f"No se pudo guardar: {problem}", hint) from error
+        problem, hint = _NO_MEMORY
+        if low_memory:
+            hint = "cierra otros programas o hazlo en una máquina con más memoria"
+        raise SplitError(path, problem, hint) from error
 
 
 def save_parts(
@@ -2538,7 +2907,7 @@ def save_parts(
                 header = output.stamp(first, first + size, batch.n_traces).header()
                 file = GzipWriter(part, header, pool, 2 * jobs) if compress else part
                 sink = _PickleSink(file, meter)
-                n_traces = _save_part(batch, part, sink)
+                n_traces = batch.dump_next(sink)
                 if isinstance(file, GzipWriter):
                     file.close()
             if finished:
@@ -2667,9 +3036,10 @@ def split_file(
     path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
     with (
         _collector_off(),
-        _explaining_lack_of_memory(path),
+        _explaining_lack_of_memory(path, low_memory=low_memory),
         contextlib.closing(_Source(path, progress)) as original,
         original.explaining_change(),
+        _explaining_joblib(original),
         OutputSet(path, original.identity, original.mode, folder) as output,
     ):
         if output.resolve(skip_existing=skip_existing):
@@ -2831,7 +3201,7 @@ def verify_file(
     path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
     with (
         _collector_off(),
-        _explaining_lack_of_memory(path),
+        _explaining_lack_of_memory(path, low_memory=low_memory),
         contextlib.closing(_Source(path, progress)) as original,
         original.explaining_change(),
     ):

@@ -774,7 +774,7 @@ def test_dry_run_foresees_what_cannot_be_opened(folders: Folders) -> None:
     done = split(*folders.args("--dry-run"))
     assert done.returncode == 1
     assert re.search(r"a\.pkl \(.+\): fallaría: no es un archivo normal", done.stdout)
-    assert re.search(r"b\.pkl \(.+\): fallaría: no se puede leer", done.stdout)
+    assert re.search(r"b\.pkl \(.+\): fallaría: es un enlace simbólico roto", done.stdout)
 
 
 def test_dry_run_foresees_too_little_memory_and_disk(folders: Folders) -> None:

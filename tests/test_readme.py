@@ -164,7 +164,11 @@ def test_every_message_of_troubleshooting_is_one_of_the_script() -> None:
     assert [s for s in quoted if not any(s in literal for literal in LITERALS)] == []
 
 
-RAISING = {"LoadError", "OutputError", "SaveError", "ValidationError", "_Reason", "refuse"}
+RAISING = {  # and which argument is the problem
+    **dict.fromkeys(("LoadError", "OutputError", "SaveError", "ValidationError"), 1),
+    **dict.fromkeys(("_Format", "_compressed"), 1),
+    **dict.fromkeys(("_Reason", "refuse"), 0),
+}
 
 
 def messages() -> Iterator[list[str]]:
@@ -172,7 +176,7 @@ def messages() -> Iterator[list[str]]:
     for node in ast.walk(MODULE):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            problem = node.args[0 if name == "refuse" else 1 :][:1]
+            problem = node.args[RAISING.get(name, 0) :][:1]
             if (
                 name in RAISING
                 and problem
