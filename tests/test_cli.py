@@ -783,7 +783,9 @@ def test_dry_run_foresees_too_little_memory_and_disk(folders: Folders) -> None:
     done = split(*folders.args("--dry-run"))
     assert done.returncode == 0
     assert re.search(r"harán falta unos 4\.00TB, puede que no quepan\.", done.stdout)
-    assert re.search(r"^AVISO a\.pkl: ocupa 4\.00TB .*--low-memory", done.stderr, re.M)
+    assert re.search(
+        r"^AVISO a\.pkl: cargado ocupará al menos 4\.40TB .*--low-memory", done.stderr, re.M
+    )
 
 
 def test_dry_run_is_exit_1_where_a_file_would_fail(folders: Folders) -> None:
