@@ -323,4 +323,4 @@ def test_larger_than_the_memory_is_said_before_loading(tmp_path: Path) -> None:
         timeout=LIMIT_SECONDS,
     )
     assert process.returncode == 1
-    assert re.search("AVISO a.pkl: ocupa 4.00TB.*--low-memory", process.stderr)
+    assert re.search("AVISO a.pkl: cargado ocupará al menos 4.40TB.*--low-memory", process.stderr)
