@@ -511,6 +511,7 @@ def peak_mib(report: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="its C pickler does not go so deep")
 def test_graph_in_which_all_traces_are_connected(tmp_path: Path) -> None:
     source = tmp_path / "a.pkl"
     subprocess.run([sys.executable, "-c", DUMP_GRAPH, source], check=True)
