@@ -212,16 +212,6 @@ To cancel the split, raise any exception: it comes out of the call as it is.
 It is never called between the first rename of a publish and the end.
 """
 
-_CANCELS = "_cancels_split"
-
-
-def is_interruption(error: BaseException) -> bool:
-    """Return whether error is to end the whole run: Ctrl-C, or what progress has raised.
-
-    Any other BaseException (SystemExit, CancelledError, a panic of pyo3) is of the code of a trace.
-    """
-    return isinstance(error, KeyboardInterrupt) or _CANCELS in vars(error)
-
 
 def _ignore_progress(phase: Phase, done_bytes: int, expected_bytes: int) -> None:
     pass
@@ -241,11 +231,7 @@ class Meter:
     def add(self, n_bytes: int) -> None:
         with self._lock:
             self._done_bytes += n_bytes
-            try:
-                self._progress(self._phase, self._done_bytes, self._expected_bytes)
-            except BaseException as error:
-                vars(error)[_CANCELS] = True  # it passes code that explains what a trace raises
-                raise
+            self._progress(self._phase, self._done_bytes, self._expected_bytes)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1302,6 +1288,7 @@ class PickleIndex:
         for code, start, end, argument in read_opcodes(window):
             handlers[code](code, start, end, argument)
         self.pickled_bytes = window.position
+        self._amended = sorted(self.amendments)
         if window.peek(1):
             raise LoadError(self._path, *_MORE_DATA)
 
@@ -1764,9 +1751,14 @@ class PickleIndex:
 
         Each fetch is looked at once, however the spans lie in each other.
         """
-        waiting = array.array("q", [memo_id for memo_id, mark in enumerate(needed) if mark])
+        waiting = array.array("q")
+        memo_id = -1
+        while (memo_id := needed.find(1, memo_id + 1)) >= 0:  # all ids at the speed of memchr
+            waiting.append(memo_id)
+        if not waiting:
+            return
         is_seen = bytearray(len(self.event_ids))
-        amended = sorted(self.amendments)
+        amended = self._amended
         is_amended_seen = bytearray(len(amended))
         while waiting:
             unit = self.unit_of(waiting.pop())
@@ -2840,6 +2832,11 @@ class _Source:
             self._fd = -1
 
 
+def _flat_view(data: Any) -> memoryview:
+    """Return flat what a pickler writes: PickleBuffer has no len, and may be in Fortran order."""
+    return data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+
+
 class _PickleSink:
     """Where a pickler writes: counts the bytes of the pickle and hands them to the file."""
 
@@ -2849,12 +2846,11 @@ class _PickleSink:
         self.n_bytes = 0
 
     def write(self, data: Any) -> int:
-        # PickleBuffer has no len, and its memory may be in Fortran order: raw() is flat.
-        view = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+        view = _flat_view(data)
         self._sink.write(view)
         self.n_bytes += view.nbytes
         self._meter.add(view.nbytes)
-        return int(view.nbytes)
+        return view.nbytes
 
 
 class Batch(Protocol):
@@ -3125,9 +3121,9 @@ class _Digest:
         self._hash = hashlib.blake2b()
 
     def write(self, data: Any) -> int:
-        view = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+        view = _flat_view(data)
         self._hash.update(view)
-        return int(view.nbytes)
+        return view.nbytes
 
     @classmethod
     def of(cls, value: object) -> bytes:
@@ -4018,9 +4014,9 @@ def _run(
         except SplitError as error:
             console.error(*describe_error(error, planned.source, args.output))
             failures.append(f"{planned.source.name}: {error.problem}. Qué hacer: {error.hint}")
-        except BaseException as error:  # a fault of this script: show it, and go on with the others
-            if is_interruption(error):
-                raise
+        except (KeyboardInterrupt, Interrupted):
+            raise
+        except BaseException:  # a fault of this script: show it, and go on with the others
             console.error(
                 f"ERROR {planned.source}: fallo inesperado", *traceback.format_exc().splitlines()
             )

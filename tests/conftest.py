@@ -130,6 +130,13 @@ def _converse(master: int, answer: Optional[bytes]) -> bytes:
     raise AssertionError(f"no end after {LIMIT_SECONDS} s; shown so far: {shown!r}")
 
 
+def peak_mib(report: str) -> float:
+    """Return the peak memory (MiB) that the report of a run tells."""
+    found = re.search(r"memoria máxima ([\d.]+)MB", report)
+    assert found, report
+    return float(found[1])
+
+
 def environment(**changes: str) -> dict[str, str]:
     """Return this environment with changes."""
     return {**os.environ, **changes}

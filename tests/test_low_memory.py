@@ -21,6 +21,7 @@ from conftest import (
     load,
     load_set,
     names,
+    peak_mib,
     snapshot,
     split,
     write_batch,
@@ -236,12 +237,6 @@ def test_what_cannot_be_split_is_one_clear_error(
     assert "Traceback" not in done.stderr
     assert names(tmp_path / "out") == []
     assert (tmp_path / "a.pkl").read_bytes() == data
-
-
-def peak_mib(report: str) -> float:
-    found = re.search(r"memoria máxima ([\d.]+)MB", report)
-    assert found, report
-    return float(found[1])
 
 
 def test_memory_stays_small_where_the_batch_is_large(tmp_path: Path) -> None:

@@ -236,12 +236,15 @@ CAUSES = {
         "",
     ),
     "persistent_ids": Kind(
-        b"\x80\x02](K\x01QK\x02Qe.", "fuera del archivo (persistent_id)", "programa que lo", "…"
+        b"\x80\x02](K\x01QK\x02Qe.",
+        "fuera del archivo (persistent_id)",
+        "programa que lo",
+        "fuera del archivo",
     ),
     "out_of_band": Kind(
         out_of_band(), "fuera del archivo (búferes de PEP 574)", "sin buffer_callback", "búferes"
     ),
-    "cloudpickle_function": Kind(cloudpickle_function(), f"{NOT_AGAIN} (", LOW, "…"),
+    "cloudpickle_function": Kind(cloudpickle_function(), f"{NOT_AGAIN} (", LOW, ""),
     "loads_once": Kind(
         call("load_once"), "la validación falló: está bien escrito, pero no se carga", LOW, ""
     ),
@@ -315,9 +318,6 @@ FORMATS = {
     "zeros": (bytes(5000), "empieza con ceros", COPY_AGAIN),
 }
 
-# Where --low-memory does not do yet what it should.
-NOT_YET = {"tuple", "cloudpickle_function", "persistent_ids"}
-
 
 class Outcome(NamedTuple):
     """What one mode said of one file."""
@@ -387,9 +387,8 @@ def test_the_cause_is_named_with_a_way_out(outcomes: Outcomes, name: str) -> Non
     assert kind.problem in default.problem
     assert kind.hint in default.hint
     assert (COPY_AGAIN in default.hint) == (kind.hint == COPY_AGAIN)
-    if name not in NOT_YET:
-        assert (low is None) == (not kind.low), low
-        assert low is None or kind.low in low.problem
+    assert (low is None) == (not kind.low), low
+    assert low is None or kind.low in low.problem
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -418,7 +417,7 @@ def test_object_that_loads_in_the_main_thread_only_is_validated_there(outcomes: 
 
 
 def test_no_way_out_leads_in_a_circle(outcomes: Outcomes) -> None:
-    for name in outcomes[""].keys() - NOT_YET:
+    for name in outcomes[""]:
         mode, seen = "", []
         while (outcome := outcomes[mode][name]) is not None:
             assert mode not in seen, (name, outcome)

@@ -28,7 +28,7 @@ import cloudpickle
 import graphs
 import numpy as np
 import pytest
-from conftest import LIMIT_SECONDS, load_set, names, split, write_batch
+from conftest import LIMIT_SECONDS, load_set, names, peak_mib, split, write_batch
 from graphs import Plain, find_difference
 
 import divide_conquer
@@ -503,12 +503,6 @@ thread = threading.Thread(target=main)
 thread.start()
 thread.join()
 """
-
-
-def peak_mib(report: str) -> float:
-    found = re.search(r"memoria máxima ([\d.]+)MB", report)
-    assert found, report
-    return float(found[1])
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="its C pickler does not go so deep")
