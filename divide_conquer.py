@@ -2960,6 +2960,10 @@ def _delete_original(
     try:
         for sub_batch in sub_batches:
             status = os.lstat(sub_batch.final)
+            if not stat.S_ISREG(status.st_mode) or os.path.samestat(
+                status, os.lstat(original.path)
+            ):
+                return f"{sub_batch.final.name} es un enlace, quizá al propio original"
             now = (status.st_ino, status.st_size, status.st_mtime_ns)
             if now != (sub_batch.inode, sub_batch.size_bytes, sub_batch.mtime_ns):
                 return f"{sub_batch.final.name} ya no es el archivo que se escribió"
@@ -3226,9 +3230,10 @@ def verify_file(
     """Compare the set of a batch in output_dir with the batch itself, and write nothing.
 
     Loads the batch and one sub-batch at a time; with low_memory nothing, and then only a set that
-    this mode wrote can be judged.  With delete_original the source goes if its set is equal, and
-    neither has changed since.  Raises SplitError as split_file, and VerificationError where a set
-    is missing or differs: it names the sub-batch, and the first such trace where it is known.
+    this mode wrote can be judged.  With delete_original the source goes if its set is equal, of
+    files of its own, and neither has changed since; the stem is locked meanwhile.  Raises
+    SplitError as split_file, and VerificationError where a set is missing or differs: it names the
+    sub-batch, and the first such trace where it is known.
     """
     path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
     with (
@@ -3236,8 +3241,11 @@ def verify_file(
         _explaining_lack_of_memory(path, low_memory=low_memory),
         contextlib.closing(_Source(path, progress)) as original,
         original.explaining_change(),
+        contextlib.ExitStack() as locks,
     ):
         identity = original.identity
+        if delete_original and folder.is_dir():  # a run that holds it may yet undo the set
+            locks.enter_context(OutputSet(path, identity, original.mode, folder))
         found = find_set(
             folder,
             batch_stem(path.name) or path.name,

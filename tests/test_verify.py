@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import os
 import pickle
@@ -200,6 +201,36 @@ def test_what_changes_while_it_is_compared_keeps_the_original(
     assert not report.deleted
     assert report.kept_because is not None
     assert ("cambió" if touched == "original" else "ya no es el archivo") in report.kept_because
+    assert source.exists()
+
+
+@modes
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+def test_original_that_its_own_sub_batch_links_to_is_kept(
+    tmp_path: Path, mode: Mode, link: Callable[[Path, Path], None]
+) -> None:
+    """A batch of one sub-batch is equal to itself; without it nothing would be left."""
+    source, output = make_set(tmp_path, ("--low-memory", "--no-compress"), "-n", 100)
+    (only,) = output.iterdir()
+    os.replace(only, tmp_path / "in" / "b.pkl")  # what --low-memory would write of itself
+    source.unlink()
+    source = tmp_path / "in" / "b.pkl"
+    link(source, output / "b_sub0000.pkl")
+    done = verify(source, output, mode, "--delete-original", "--yes")
+    assert done.returncode == 1
+    assert "original conservado: b_sub0000.pkl es un enlace" in done.stderr
+    assert len(pickle.loads(source.read_bytes())) == 7
+
+
+@modes
+def test_original_whose_set_another_run_is_making_is_kept(tmp_path: Path, mode: Mode) -> None:
+    """That run may yet undo the set: it holds the lock until then."""
+    source, output = make_set(tmp_path, mode)
+    with (output / "a.lock.part").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = verify(source, output, mode, "--delete-original", "--yes")
+    assert done.returncode == 1
+    assert "otro proceso lo está dividiendo" in done.stderr
     assert source.exists()
 
 
