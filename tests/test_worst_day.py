@@ -198,7 +198,9 @@ def hit_one(template: Box, root: Path, hit: Hit) -> Optional[str]:
         # Before main has begun and after it has ended the interpreter itself answers: it dies of
         # the signal, or shows a KeyboardInterrupt (with exit code 1 while it imports site).
         outside = names(box.output) == [] or box.set_is_complete()
-        by_python = hit.number == signal.SIGINT and "KeyboardInterrupt" in err and code in (-2, 1)
+        # (With exit code 0, even, while it looks what argv[0] is: pymain_get_importer.)
+        codes = (-2, 0, 1) if "Failed checking if argv[0]" in err else (-2, 1)
+        by_python = hit.number == signal.SIGINT and "KeyboardInterrupt" in err and code in codes
         if code == -hit.number or by_python:
             assert hit.number == signal.SIGKILL or outside, names(box.output)
         else:
