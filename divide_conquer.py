@@ -1305,9 +1305,10 @@ class PickleIndex:
 
     # The stack.
 
-    def _begin_object(self, code: int) -> None:
-        """Note what makes the lowest object, and that it may be the list of the traces."""
+    def _begin_object(self, code: int, n_objects: int = -1) -> None:
+        """Note what makes the lowest object, of how many, and that it may be the list of traces."""
         self._bottom = 0 if self._marks else code
+        self._n_objects = n_objects
         self._list_id = -1
         self._list_problem = ""
         del self.trace_starts[:], self.group_stops[:], self.group_ends[:]
@@ -1384,7 +1385,7 @@ class PickleIndex:
     def _make(self, code: int, height: int, span_start: int, end: int) -> None:
         """Put one object in the place of all from this height on."""
         entry, kind, held = span_start, _MADE_KINDS[code], _NO_IDS
-        is_filled = height < len(self._stack)
+        n_objects = len(self._stack) - height
         if code in _TUPLES:
             made, fetched = self._find_changeable(height)
             held = made + array.array("q", [~memo_id for memo_id in fetched])
@@ -1392,14 +1393,14 @@ class PickleIndex:
             kind = _RESULT if n_changeable > len(fetched) else _VALUE
         elif code in _CALLS:
             entry = self._note_call(code, height, span_start, end)
-            if is_filled and self._kinds[height] == _FIXED_MAKER:
+            if n_objects and self._kinds[height] == _FIXED_MAKER:
                 kind = _FIXED
         elif code == _STACK_GLOBAL and self._kinds[height:] == _DTYPE_NAMES:
             kind = _FIXED_MAKER
         self._drop(height)
         if not self._stack:
-            self._begin_object(code)
-            if code == _LIST and is_filled:
+            self._begin_object(code, n_objects)
+            if code == _LIST and n_objects:
                 self._list_problem = _UNUSUAL_LIST
         self._held_heights.extend([height] * len(held))
         self._held_ids += held
@@ -1648,6 +1649,8 @@ class PickleIndex:
         elif is_effect and len(self._stack) > (self._marks[-1][0] if self._marks else 0):
             # Nothing there can be changed; but a PUT would take the call into its span.
             self._kinds[-1] = min(self._kinds[-1], _VALUE)
+            if self._is_list(len(self._stack)):  # between two traces, no sub-batch would take it
+                self._list_problem = _UNUSUAL_LIST
         else:
             self.refuse(_NOT_COPYABLE)
 
@@ -1692,9 +1695,9 @@ class PickleIndex:
             row = self._new_row(call_start, start) if entry >= 0 else ~entry
             for memo_id in changed:
                 self.amendments.setdefault(memo_id, []).append(row)
+        if self._is_list(len(self._stack)) and len(changed) == len(set(fetched)):
+            return False  # a call that fetches no list cannot change the list of the traces
         if is_beneath:
-            if self._is_list(len(self._stack)):
-                self._list_problem = _UNUSUAL_LIST
             self._extend_span(end)
         return is_beneath
 
@@ -1725,7 +1728,8 @@ class PickleIndex:
             type_name = _TYPE_NAMES.get(self._bottom, "any")
             if type_name == "any":
                 self.refuse("contiene un objeto de otra clase, no una lista de traces")
-            raise not_a_list(self._path, type_name)
+            length = f" de longitud {self._n_objects}" if self._bottom in _TUPLES else ""
+            raise not_a_list(self._path, type_name + length)
         if self._list_problem:
             self.refuse(self._list_problem)
         if not self.trace_starts:
