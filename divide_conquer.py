@@ -58,7 +58,17 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, Optional, Protocol, Union
+from typing import (
+    Any,
+    BinaryIO,
+    Callable,
+    ClassVar,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Protocol,
+    Union,
+)
 
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
@@ -167,6 +177,15 @@ class VerificationError(SplitError):
     """A set that is there is not what its original holds, or cannot be compared with it."""
 
 
+class Interrupted(BaseException):
+    """For a progress to raise: stop here, and undo what is half done.
+
+    leftovers: as in SplitError.
+    """
+
+    leftovers: tuple[Path, ...] = ()
+
+
 _SPANISH_ERRORS = {
     errno.EACCES: "permiso denegado",
     errno.EPERM: "operación no permitida",
@@ -208,7 +227,7 @@ class Phase(enum.Enum):
 Progress = Callable[[Phase, int, int], None]
 """Called as progress(phase, done_bytes, expected_bytes), one call at a time but from any thread.
 
-To cancel the split, raise any exception: it comes out of the call as it is.
+To cancel the split, raise Interrupted, or any exception: it comes out of the call as it is.
 It is never called between the first rename of a publish and the end.
 """
 
@@ -788,6 +807,16 @@ def _load_error(path: Path, error: BaseException) -> LoadError:
     return LoadError(path, reason.problem.format(error=text), reason.hint)
 
 
+def explain_dump(error: BaseException) -> Optional[_Reason]:
+    """Return why traces cannot be pickled, or None where the error is not theirs."""
+    if not _is_explained(error) or _lacks_memory(error):
+        return None
+    reason = _explain_gpu(error) or _NOT_PICKLABLE
+    if isinstance(error, RecursionError):
+        reason = _TOO_DEEP
+    return reason._replace(problem=reason.problem.format(error=_text_of(error)))
+
+
 def not_a_list(path: Path, found: str) -> LoadError:
     """Return the refusal of a top object; found: its type and, where known, its length."""
     hint = _SAVE_A_LIST
@@ -825,8 +854,8 @@ def _run_unpickler(unpickler: _Unpickler) -> Any:
     return unpickler.load()
 
 
-def _run_pickler(pickler: pickle.Pickler, traces: list[Any]) -> None:
-    pickler.dump(traces)
+def _run_pickler(pickler: Any, value: object) -> None:
+    pickler.dump(value)
 
 
 _CALLS_OF_PICKLE = {
@@ -889,6 +918,11 @@ def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
     return traces
 
 
+def flat_view(data: Any) -> memoryview:
+    """Return flat what a pickler writes: PickleBuffer has no len, and may be in Fortran order."""
+    return data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+
+
 _LARGE_COPY_BYTES = 64 << 10  # what the pickler hands on at once (its frame), not copied again
 
 
@@ -899,10 +933,13 @@ class _StorageReducer:
     pickler keeps that copy alive although nothing can refer to it again: 800 MB of tensors in one
     sub-batch took 2.9 GB.  A PickleBuffer in its place is written as the same opcodes, and can be
     released once they are written, which is when the next storage comes.
+    comparable: leave out the address of the storage, by which torch names it, so that equal tensors
+    give equal bytes, which are never to be loaded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, comparable: bool = False) -> None:
         self._last: Optional[pickle.PickleBuffer] = None
+        self._comparable = comparable
 
     def table(self) -> dict[Any, Any]:
         """Return a dispatch table with this for the storages of torch, where traces brought it."""
@@ -916,6 +953,10 @@ class _StorageReducer:
         reduced = storage.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         if len(reduced) == 2 and len(reduced[1]) == 1:  # else torch has changed: it only costs
             copy = reduced[1][0]
+            if self._comparable and type(copy) is bytes:
+                address = str(getattr(storage, "_cdata", None)).encode("ascii")
+                copy = copy.replace(struct.pack("<I", len(address)) + address, b"")
+                reduced = (reduced[0], (copy,))
             if type(copy) is bytes and len(copy) >= _LARGE_COPY_BYTES:
                 self._last = pickle.PickleBuffer(copy)
                 return reduced[0], (self._last,)
@@ -932,13 +973,92 @@ def dump_traces(traces: list[Any], sink: Writable, path: Path) -> None:
     try:
         _run_pickler(pickler, traces)
     except BaseException as error:  # __reduce__ of a trace is foreign code
-        if not _is_explained(error) or _lacks_memory(error):
+        if (reason := explain_dump(error)) is None:
             raise
-        reason = _explain_gpu(error) or _NOT_PICKLABLE
-        if isinstance(error, RecursionError):
-            reason = _TOO_DEEP
-        problem = reason.problem.format(error=_text_of(error))
-        raise SaveError(path, f"No se pudo guardar: {problem}", reason.hint) from error
+        raise SaveError(path, f"No se pudo guardar: {reason.problem}", reason.hint) from error
+
+
+class _Digest:
+    """A sink that keeps a digest of what a pickler writes, which may be larger than the memory."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b()
+
+    def write(self, data: Any) -> int:
+        view = flat_view(data)
+        self._hash.update(view)
+        return view.nbytes
+
+    @classmethod
+    def of(cls, value: object, make_pickler: Callable[..., Any] = pickle.Pickler) -> bytes:
+        """Return the digest of the pickle of a value; raises whatever its code raises."""
+        digest = cls()
+        pickler = make_pickler(digest, pickle.HIGHEST_PROTOCOL)
+        pickler.dispatch_table = _StorageReducer(comparable=True).table()
+        _run_pickler(pickler, value)
+        return digest._hash.digest()
+
+
+_PythonPickler: Any = pickle._Pickler
+
+
+class _SortingPickler(_PythonPickler):  # type: ignore[misc]
+    """Writes the items of sets in an order that depends on nothing but what they are.
+
+    That of a set depends on how it came to be, and on hashes, which for texts are others in each
+    process.  The pickler in C cannot be told.
+    around: ids of sets whose item this is pickled for the place of: they are left empty.
+    """
+
+    dispatch: ClassVar[dict[Any, Any]] = dict(_PythonPickler.dispatch)
+
+    def __init__(self, sink: Writable, protocol: int, around: frozenset[int] = frozenset()) -> None:
+        super().__init__(sink, protocol)
+        self._around = around
+
+    def _save_set(self, items: set[Any]) -> None:
+        self.write(pickle.EMPTY_SET)
+        self.memoize(items)
+        self._save_sorted(items)
+        self.write(pickle.ADDITEMS)
+
+    def _save_frozenset(self, items: frozenset[Any]) -> None:
+        self._save_sorted(items)
+        if id(items) in self.memo:  # it has come to itself, see pickle._Pickler
+            self.write(pickle.POP_MARK + self.get(self.memo[id(items)][0]))
+            return
+        self.write(pickle.FROZENSET)
+        self.memoize(items)
+
+    def _save_sorted(self, items: Iterable[Any]) -> None:
+        self.write(pickle.MARK)
+        if id(items) not in self._around:
+            alone = functools.partial(_SortingPickler, around=self._around | {id(items)})
+            for item in sorted(items, key=lambda item: _Digest.of(item, alone)):
+                self.save(item)
+
+    dispatch[set] = _save_set
+    dispatch[frozenset] = _save_frozenset
+
+
+def are_alike(traces: list[Any], loaded: list[Any], path: Path) -> bool:
+    """Return whether loaded, from a sub-batch at path, is what traces are saved as.
+
+    Alike is what the same pickler writes byte for byte the same.  Where it does not, once more with
+    the traces taken through dump and load, as the first load of a process may share fewer texts
+    than the next (the interpreter interns attribute names while it loads); and once more with the
+    items of sets in one order.  Raises LoadError, or whatever the code of the traces raises.
+    """
+    if len(traces) != len(loaded):
+        return False
+    digest = _Digest.of(loaded)
+    if digest == _Digest.of(traces):
+        return True
+    again = io.BytesIO(pickle.dumps(traces, pickle.HIGHEST_PROTOCOL))
+    traces = load_traces(io.BufferedReader(again), path)
+    if digest == _Digest.of(traces):
+        return True
+    return _Digest.of(loaded, _SortingPickler) == _Digest.of(traces, _SortingPickler)
 
 
 def count_loaded(stream: io.BufferedReader[Any], path: Path) -> int:
@@ -2436,8 +2556,12 @@ class OutputSet:
         exc: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        leftovers = self._roll_back() + self._unlock()
-        if isinstance(exc, SplitError):
+        leftovers: list[Path] = []
+        try:
+            leftovers += self._roll_back()
+        finally:  # Ctrl-C in a notebook must not leave the stem locked as long as that lives
+            leftovers += self._unlock()
+        if isinstance(exc, (SplitError, Interrupted)):
             exc.leftovers = tuple(leftovers)
 
     def _lock(self) -> None:
@@ -2465,11 +2589,22 @@ class OutputSet:
         )
 
     def _unlock(self) -> list[Path]:
-        """Remove the lock, if the system lets us: where it stays, the next run locks it again."""
-        stuck = _remove([self._lock_path])
+        """Remove the lock, if it is still ours: where it stays, the next run locks it again."""
+        with contextlib.ExitStack() as lock:
+            lock.callback(os.close, self._lock_fd)
+            is_ours = self._owns_stem()
+            if fcntl is None:  # Windows removes no open file
+                lock.close()
+            stuck = _remove([self._lock_path]) if is_ours else []
         self.warnings += [f"no se pudo quitar {path.name}" for path in stuck]
-        os.close(self._lock_fd)
         return stuck
+
+    def _owns_stem(self) -> bool:
+        """Return whether the lock has still its name: who took it away may run in our place."""
+        try:
+            return _names_open_file(self._lock_path, self._lock_fd)
+        except OSError:
+            return False
 
     def resolve(self, *, skip_existing: bool) -> bool:
         """Return whether the source is to be skipped; if not, leave nothing of its set.
@@ -2576,9 +2711,9 @@ class OutputSet:
             return []
         try:
             found = find_set(self.folder, self.stem, self._original)
-            owns_stem = self._locked and _names_open_file(self._lock_path, self._lock_fd)
         except OSError:  # the first error is told; the next run clears what is left
             return []
+        owns_stem = self._locked and self._owns_stem()
         finals = [path for path in found.finals if self._is_ours(path)]
         # While the lock is ours, so is every part: one may have been made, but not noted.
         parts = [path for path in found.parts if owns_stem or self._is_ours(path)]
@@ -2836,11 +2971,6 @@ class _Source:
             self._fd = -1
 
 
-def _flat_view(data: Any) -> memoryview:
-    """Return flat what a pickler writes: PickleBuffer has no len, and may be in Fortran order."""
-    return data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
-
-
 class _PickleSink:
     """Where a pickler writes: counts the bytes of the pickle and hands them to the file."""
 
@@ -2850,7 +2980,7 @@ class _PickleSink:
         self.n_bytes = 0
 
     def write(self, data: Any) -> int:
-        view = _flat_view(data)
+        view = flat_view(data)
         self._sink.write(view)
         self.n_bytes += view.nbytes
         self._meter.add(view.nbytes)
@@ -3083,18 +3213,21 @@ def split_file(
         OutputSet(path, original.identity, original.mode, folder) as output,
     ):
         if output.resolve(skip_existing=skip_existing):
-            return SplitReport(path, original.identity.size_bytes, skipped=True)
-        sub_batches, seconds = _write_parts(
-            original,
-            output,
-            traces_per_batch=traces_per_batch,
-            compress=compress,
-            validate=validate,
-            low_memory=low_memory,
-            jobs=jobs or default_jobs(low_memory),
-            progress=progress,
-        )
-        report = _publish(original, output, sub_batches, seconds, delete_original=delete_original)
+            report = SplitReport(path, original.identity.size_bytes, skipped=True)
+        else:
+            sub_batches, seconds = _write_parts(
+                original,
+                output,
+                traces_per_batch=traces_per_batch,
+                compress=compress,
+                validate=validate,
+                low_memory=low_memory,
+                jobs=jobs or default_jobs(low_memory),
+                progress=progress,
+            )
+            report = _publish(
+                original, output, sub_batches, seconds, delete_original=delete_original
+            )
     # Last, as the lock that could not be removed is a warning, too.
     return dataclasses.replace(report, warnings=tuple(output.warnings))
 
@@ -3122,24 +3255,6 @@ class VerifyReport:
     kept_because: Optional[str] = None
 
 
-class _Digest:
-    """A sink that keeps a digest of what a pickler writes, which may be larger than the memory."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b()
-
-    def write(self, data: Any) -> int:
-        view = _flat_view(data)
-        self._hash.update(view)
-        return view.nbytes
-
-    @classmethod
-    def of(cls, value: object) -> bytes:
-        digest = cls()
-        pickle.Pickler(digest, pickle.HIGHEST_PROTOCOL).dump(value)
-        return digest._hash.digest()
-
-
 class _Comparison:
     """A sink that compares what is written with what a stream holds."""
 
@@ -3155,22 +3270,21 @@ class _Comparison:
 def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) -> int:
     """Compare a sub-batch with the traces from first on; return how many it holds.
 
-    Equal is what the same pickler writes byte for byte alike.  The first load of a process may
-    share fewer texts than the next, as the interpreter interns attribute names while it loads: so
-    where they differ, once more with the slice taken through dump and load.
     Raises VerificationError.
     """
     with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
         found = load_traces(stream, final)
     expected = traces[first : first + len(found)]
-    digest = _Digest.of(found)
-    if len(expected) == len(found):
-        if digest == _Digest.of(expected):
+    try:
+        if are_alike(expected, found, final):
             return len(found)
-        if digest == _Digest.of(pickle.loads(pickle.dumps(expected, pickle.HIGHEST_PROTOCOL))):
-            return len(found)
-    pairs = enumerate(zip(expected, found), start=first)
-    number = next((i for i, (one, two) in pairs if _Digest.of([one]) != _Digest.of([two])), None)
+        pairs = enumerate(zip(expected, found), start=first)
+        number = next((n for n, (a, b) in pairs if not are_alike([a], [b], final)), None)
+    except BaseException as error:  # __reduce__ of a trace is foreign code
+        if isinstance(error, SplitError) or (reason := explain_dump(error)) is None:
+            raise
+        problem = f"{final.name} no se puede comparar: {reason.problem}"
+        raise VerificationError(final, problem, reason.hint) from error
     where = "" if number is None else f"; el primero que difiere es el trace {number}"
     raise VerificationError(final, f"{final.name} no es igual al original{where}", _LOOK_AT_SET)
 
@@ -3285,8 +3399,13 @@ def verify_file(
             )
         if not delete_original:
             return report
-        durable = all(_sync_path(final) for final in finals) and _sync_folder(folder)
-        kept_because = _delete_original(original, sub_batches, durable)
+        try:
+            durable = all(map(_sync_path, finals)) and _sync_folder(folder)
+            kept_because = _delete_original(original, sub_batches, durable)
+        except OSError as error:
+            kept_because = (
+                f"no se pudo asegurar que su conjunto esté en el disco: {explain_os_error(error)}"
+            )
         return dataclasses.replace(report, deleted=kept_because is None, kept_because=kept_because)
 
 
@@ -3722,10 +3841,6 @@ def describe_plan(
 # Command line
 
 
-class Interrupted(BaseException):
-    """Ctrl-C, SIGTERM or SIGHUP, noticed where the work can be undone."""
-
-
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP"):  # not on Windows
     _SIGNALS.append(signal.SIGHUP)
@@ -4055,7 +4170,8 @@ def _run(
     else:
         console.report(*describe_summary(reports, failures))
     signals.check()
-    return 1 if failures or n_kept else 0
+    n_unjudged = sum(report.unjudged for report in verified)
+    return 1 if failures or n_kept or n_unjudged else 0
 
 
 def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals) -> int:
