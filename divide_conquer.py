@@ -41,6 +41,7 @@ import itertools
 import os
 import pickle
 import pickletools
+import platform
 import re
 import shlex
 import shutil
@@ -3577,7 +3578,18 @@ def residual_parts(output_dir: Path) -> tuple[int, int]:
 
 
 def _format_size(n_bytes: float) -> str:
-    return tqdm.format_sizeof(n_bytes, "B", 1024)
+    """Return 3.5 GB for 3500000000: decimal units, a point, a space, at most three digits."""
+    text = tqdm.format_sizeof(n_bytes, "B", 1000)
+    number = text.rstrip("BkMGTPEZY")
+    return f"{float(number):g} {text[len(number) :]}"
+
+
+def _format_time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
 def _printable(text: str) -> str:
@@ -3628,6 +3640,30 @@ class _GuardedStream(ObjectWrapper):
             return 0
 
 
+_COLUMNS = 80  # of a terminal that does not know its own size: 0 x 0, as in some containers
+_FREE_COLUMNS = 3  # a terminal shows ^C where the bar ends: at the edge it would break the line
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]  # at run time it takes no arguments in brackets
+    """A bar with the numbers of the report, in a line that Ctrl-C cannot break in two."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        shown = dict(super().format_dict)
+        done, total, elapsed = shown["n"], shown["total"] or 0, shown["elapsed"]
+        speed = shown["rate"] or (done / elapsed if elapsed else 0)
+        return {
+            **shown,
+            "ncols": self.columns(shown["ncols"]) - _FREE_COLUMNS,
+            "sizes": f"{_format_size(done)}/{_format_size(total)}",
+            "speed": f"{_format_size(speed)}/s",
+        }
+
+    @staticmethod
+    def columns(known: Optional[int]) -> int:
+        return max(known or _COLUMNS, 2 * _FREE_COLUMNS)
+
+
 class Console:
     """The report on stdout; bars, questions, warnings and errors on stderr."""
 
@@ -3636,7 +3672,7 @@ class Console:
         self._stdout = _GuardedStream(sys.stdout)
         self._stderr = _GuardedStream(sys.stderr)
         self._has_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._bar: Optional[tqdm[NoReturn]] = None
+        self._bar: Optional[_Bar] = None
         self._bar_key: object = None
         tqdm.monitor_interval = 0  # its thread would outlive the bars for nothing
 
@@ -3647,6 +3683,11 @@ class Console:
     def report(self, *lines: str) -> None:
         if not self.quiet:
             self._print(self._stdout, lines)
+
+    def announce(self, line: str) -> None:
+        """Report what begins where no bar shows it: the log of a killed job tells where it was."""
+        if not self._has_terminal:
+            self.report(line)
 
     def warn(self, path: Path, text: str) -> None:
         if not self.quiet:
@@ -3662,12 +3703,10 @@ class Console:
         if self._bar is None or label != self._bar_key:
             self.close_bar()
             self._bar_key = label
-            self._bar = tqdm(
+            self._bar = _Bar(
                 total=expected_bytes,
                 desc=label,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
+                bar_format="{l_bar}{bar}| {sizes} [{elapsed}<{remaining}, {speed}]",
                 dynamic_ncols=True,
                 leave=False,
                 file=self._stderr,
@@ -3679,6 +3718,8 @@ class Console:
     def close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
+            # tqdm blanks its own line, not the ^C that a terminal shows behind it.
+            self._stderr.write(f"\r{' ' * (_Bar.columns(self._bar.ncols) - 1)}\r")
             self._bar = None
 
     def _print(self, stream: _GuardedStream, lines: Iterable[str]) -> None:
@@ -3687,7 +3728,8 @@ class Console:
         stream.flush()
 
 
-_CACHED_FILES = 2  # sub-batches that a loader keeps, in the guide's example
+_CACHED_FILES = 2  # sub-batches that a loader keeps while it loads one more: the guide's example
+_NAME_COLUMNS = 16  # of a file in a bar: in 80 columns no more is left beside the numbers
 _PHASE_LABELS = {
     Phase.LOAD: "Cargando",
     Phase.SAVE: "Guardando",
@@ -3709,51 +3751,96 @@ def _count_originals(plan: Sequence[PlannedFile]) -> tuple[str, str]:
     return _count(len(plan), "original", "originales"), total
 
 
-def describe_report(report: SplitReport) -> str:
-    """Return the line (Spanish) that tells what was done with one file."""
+def label_progress(where: str, phase: Phase, source: Path) -> str:
+    """Return what a bar is about; of a long name the end, which numbers the batches."""
+    name = _printable(batch_stem(source.name) or source.name)
+    if len(name) > _NAME_COLUMNS:
+        name = f"…{name[1 - _NAME_COLUMNS :]}"
+    return f"{where} {_PHASE_LABELS[phase]} {name}"
+
+
+def describe_start(where: str, planned: PlannedFile, *, verify: bool) -> str:
+    """Return the line (Spanish) that tells which file is begun."""
+    what = "Comparando" if verify else "Dividiendo"
+    return f"{what} {where}: {planned.source.name} ({_format_size(planned.size_bytes)})"
+
+
+def describe_report(report: SplitReport, seconds: float) -> str:
+    """Return the line (Spanish) that tells what was done with one file, in how many seconds."""
     name = report.source.name
     if report.skipped:
         return f"{name}: omitido, ya tiene sus sub-batches (ni releídos ni comparados con -n)"
     if report.validate_seconds is None:
         validation = "sin validar"
     else:
-        validation = f"validación {report.validate_seconds:.1f} s"
+        validation = f"validación {_format_time(report.validate_seconds)}"
     line = (
         f"{name}: {' → '.join(_count_results(report.n_traces, len(report.files)))}, "
         f"{_format_size(report.source_bytes)} → {_format_size(report.output_bytes)}; "
-        f"carga {report.load_seconds:.1f} s, guardado {report.save_seconds:.1f} s, {validation}"
+        f"{_format_time(seconds)} (carga {_format_time(report.load_seconds)}, "
+        f"guardado {_format_time(report.save_seconds)}, {validation})"
     )
     if report.peak_memory_bytes is not None:
-        line += f"; memoria máxima {_format_size(report.peak_memory_bytes)}"
+        line += f"; memoria máxima hasta ahora {_format_size(report.peak_memory_bytes)}"
     if report.deleted:
         line += "; original eliminado"
     return line
 
 
-def describe_verification(report: VerifyReport) -> str:
+def describe_verification(report: VerifyReport, seconds: float) -> str:
     """Return the line (Spanish) that tells whether a set is equal to its original."""
+    name = report.source.name
     if report.unjudged:
-        return f"{report.source.name}: sin comparar; lo escribió el modo normal, quita --low-memory"
+        return f"{name}: sin comparar; lo escribió el modo normal, quita --low-memory"
     results = " en ".join(_count_results(report.n_traces, len(report.files)))
-    return f"{report.source.name}: igual: {results}" + ("; original eliminado" * report.deleted)
+    line = f"{name}: igual: {results}; {_format_time(seconds)}"
+    return line + ("; original eliminado" * report.deleted)
 
 
-def describe_verifications(reports: Sequence[VerifyReport], failures: Sequence[str]) -> list[str]:
-    """Return how many sets are equal (Spanish), and what was found of the others."""
+def _describe_originals(reports: Sequence[Union[SplitReport, VerifyReport]], n_files: int) -> str:
+    """Return how many of all originals are gone, what that freed, and how many are left."""
     deleted = [report for report in reports if report.deleted]
-    n_unjudged = sum(report.unjudged for report in reports)
-    summary = (
-        f"Resumen: {_count(len(reports) - n_unjudged, 'igual', 'iguales')}, "
-        f"{_count(len(failures), 'distinto o con error', 'distintos o con error')}"
-    )
-    if n_unjudged:
-        summary += f", {n_unjudged} sin comparar"
+    told = []
     if deleted:
         freed = _format_size(sum(report.source_bytes for report in deleted))
-        summary += (
-            f"; {_count(len(deleted), 'original eliminado', 'originales eliminados')}, {freed}"
-        )
-    return [f"{summary}.", *(f"  Con error: {failure}." for failure in failures)]
+        told.append(f"{_count(len(deleted), 'eliminado', 'eliminados')}, {freed} liberados")
+    if n_kept := n_files - len(deleted):
+        told.append(_count(n_kept, "conservado", "conservados"))
+    return f"  Originales: {'; '.join(told)}."
+
+
+def _describe_outcome(
+    counts: Sequence[tuple[int, str, str]], failures: Sequence[str], more: Sequence[str]
+) -> list[str]:
+    """Return how many files ended how, and by name those that failed: why was told at the time.
+
+    What is zero is left out, and the name of a file that was the only one.
+    """
+    told = [", ".join(_count(*each) for each in counts if each[0]), *more]
+    n_files = sum(number for number, _, _ in counts)
+    names = [f"  Con error: {name}" for name in failures if n_files > 1]
+    return [f"Resumen: {'; '.join(told)}.", *names]
+
+
+def describe_verifications(
+    reports: Sequence[VerifyReport],
+    failures: Sequence[str],
+    *,
+    delete_original: bool,
+    seconds: float,
+) -> list[str]:
+    """Return how many sets are equal (Spanish), what was deleted, and which are not equal."""
+    n_unjudged = sum(report.unjudged for report in reports)
+    n_files = len(reports) + len(failures)
+    counts = (
+        (len(reports) - n_unjudged, "igual", "iguales"),
+        (len(failures), "distinto o con error", "distintos o con error"),
+        (n_unjudged, "sin comparar", "sin comparar"),
+    )
+    lines = _describe_outcome(counts, failures, [_format_time(seconds)] if n_files > 1 else [])
+    if delete_original:
+        lines.insert(1, _describe_originals(reports, n_files))
+    return lines
 
 
 def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[str]:
@@ -3768,38 +3855,73 @@ def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[st
     else:
         lines.append("  El original sigue intacto y en la salida no queda nada de este intento.")
     if isinstance(error, SaveError):
-        lines.append(f"  {_describe_residual_parts(output_dir)}")
+        lines += [f"  {line}" for line in _describe_residual_parts(output_dir)]
     lines.append(f"  Qué hacer: {error.hint}.")
     return lines
 
 
-def _describe_residual_parts(output_dir: Path) -> str:
+def _describe_residual_parts(output_dir: Path) -> list[str]:
     n_parts, n_bytes = residual_parts(output_dir)
-    return f"Archivos .part residuales en la salida: {n_parts} ({_format_size(n_bytes)})."
+    if not n_parts:
+        return []
+    return [f"Archivos .part residuales en la salida: {n_parts} ({_format_size(n_bytes)})."]
 
 
-def describe_summary(reports: Sequence[SplitReport], failures: Sequence[str]) -> list[str]:
-    """Return what was done with all files (Spanish), what a loader will need, and all failures."""
+def _describe_loader(reports: Sequence[SplitReport]) -> list[str]:
+    """Return what a loader takes that keeps some sub-batches while it loads one more."""
+    n_loaded = _CACHED_FILES + 1
+    sizes = sorted(n_bytes for report in reports for n_bytes in report.pickled_bytes)[-n_loaded:]
+    if len(sizes) < n_loaded:
+        return []
+    return [
+        f"  Un cargador con {_CACHED_FILES} sub-batches en caché y otro cargándose necesitará unos "
+        f"{_format_size(sum(sizes))} de memoria (más, si sus traces son muchos objetos pequeños)."
+    ]
+
+
+def describe_summary(
+    reports: Sequence[SplitReport],
+    failures: Sequence[str],
+    output_dir: Path,
+    *,
+    delete_original: bool,
+    seconds: float,
+) -> list[str]:
+    """Return what was done with all files (Spanish), where it is and what a loader will need.
+
+    Of a single file its own line has told the numbers.
+    """
     done = [report for report in reports if not report.skipped]
-    summary = (
-        f"Resumen: {_count(len(done), 'dividido', 'divididos')}, "
-        f"{_count(len(reports) - len(done), 'omitido', 'omitidos')}, {len(failures)} con error"
+    n_files = len(reports) + len(failures)
+    counts = (
+        (len(done), "dividido", "divididos"),
+        (len(reports) - len(done), "omitido", "omitidos"),
+        (len(failures), "con error", "con error"),
     )
-    if done:
-        traces, files = _count_results(
+    totals = []
+    if len(done) > 1:
+        results = _count_results(
             sum(report.n_traces for report in done), sum(len(report.files) for report in done)
         )
         before = _format_size(sum(report.source_bytes for report in done))
         after = _format_size(sum(report.output_bytes for report in done))
-        summary += f"; {traces} en {files}, {before} → {after}"
-    lines = [f"{summary}."]
-    cached = sorted(n_bytes for report in done for n_bytes in report.pickled_bytes)[-_CACHED_FILES:]
-    if len(cached) == _CACHED_FILES:
-        lines.append(
-            f"Cargados, {_CACHED_FILES} sub-batches ocuparán unos {_format_size(sum(cached))} de "
-            "memoria (más, si sus traces son muchos objetos pequeños)."
-        )
-    return [*lines, *(f"  Con error: {failure}." for failure in failures)]
+        totals.append(f"{' en '.join(results)}, {before} → {after}")
+    if n_files > 1:
+        totals.append(_format_time(seconds))
+    first, *names = _describe_outcome(counts, failures, totals)
+    lines = [first]
+    if done:
+        lines.append(f"  Los sub-batches están en {output_dir}")
+    if delete_original:
+        lines.append(_describe_originals(reports, n_files))
+    return [*lines, *_describe_loader(done), *names]
+
+
+def describe_gzip() -> str:
+    """Return which library deflates and inflates (Spanish)."""
+    if deflate_library is zlib:
+        return "Gzip: sin isal; con él va más rápido (pip install isal)."
+    return "Gzip: con isal."
 
 
 def describe_plan(
@@ -3833,8 +3955,7 @@ def describe_plan(
         f"Espacio: {_format_size(free)} libres; harán falta {about} {_format_size(needed)}"
         + (", puede que no quepan." if needed > free else ".")
     )
-    lines.append(_describe_residual_parts(output_dir))
-    return lines
+    return [*lines, *_describe_residual_parts(output_dir), describe_gzip()]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -3977,7 +4098,13 @@ def _add_more_options(parser: argparse.ArgumentParser) -> None:
         help="hilos para comprimir y validar (default: los procesadores disponibles; "
         "con --low-memory, 4 como mucho)",
     )
-    add("--version", action="version", version=f"%(prog)s {__version__}", help="mostrar la versión")
+    library = "sin isal" if deflate_library is zlib else "con isal"
+    add(
+        "--version",
+        action="version",
+        version=f"%(prog)s {__version__} (Python {platform.python_version()}, {library})",
+        help="mostrar la versión",
+    )
     add("--help", "-h", action="help", help="mostrar esta ayuda")
 
 
@@ -4082,7 +4209,7 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console, *, verify: 
     )
     if sys.stdin.readline().strip().lower() in ("s", "si", "sí"):
         return True
-    console.error("Sin un «s» no se borra ni se divide: no se ha hecho nada.")
+    console.error("Sin una «s» no se borra ni se divide: no se ha hecho nada.")
     return False
 
 
@@ -4127,34 +4254,41 @@ def _run(
     verified: list[VerifyReport] = []
     failures: list[str] = []
     n_kept = 0
+    run_started = time.perf_counter()
     for number, planned in enumerate(plan, start=1):
-        where = f"{number}/{len(plan)}"
+        label = functools.partial(label_progress, f"{number}/{len(plan)}", source=planned.source)
 
-        def progress(phase: Phase, done: int, expected: int, where: str = where) -> None:
+        def progress(
+            phase: Phase, done: int, expected: int, label: Callable[[Phase], str] = label
+        ) -> None:
             signals.check()
-            console.show_progress(f"{where} {_PHASE_LABELS[phase]}", done, expected)
+            console.show_progress(label(phase), done, expected)
 
         signals.check()
         _warn_of_trouble(planned, args, console)
+        if planned.will_split:
+            console.announce(describe_start(f"{number}/{len(plan)}", planned, verify=args.verify))
+        started = time.perf_counter()
         try:
             report = _split_planned(planned, args, progress)
         except SplitError as error:
             console.error(*describe_error(error, planned.source, args.output))
-            failures.append(f"{planned.source.name}: {error.problem}. Qué hacer: {error.hint}")
+            failures.append(planned.source.name)
         except (KeyboardInterrupt, Interrupted):
             raise
         except BaseException:  # a fault of this script: show it, and go on with the others
             console.error(
                 f"ERROR {planned.source}: fallo inesperado", *traceback.format_exc().splitlines()
             )
-            failures.append(f"{planned.source.name}: fallo inesperado")
+            failures.append(planned.source.name)
         else:
+            seconds = time.perf_counter() - started
             kept_because = report.kept_because
             if isinstance(report, VerifyReport):
-                console.report(describe_verification(report))
+                console.report(describe_verification(report, seconds))
                 verified.append(report)
             else:
-                console.report(describe_report(report))
+                console.report(describe_report(report, seconds))
                 for warning in report.warnings:
                     console.warn(report.source, warning)
                 reports.append(report)
@@ -4165,10 +4299,16 @@ def _run(
                 console.error(f"AVISO {report.source.name}: original conservado: {kept_because}")
         console.close_bar()
         gc.collect()
+    seconds = time.perf_counter() - run_started
     if args.verify:
-        console.report(*describe_verifications(verified, failures))
+        lines = describe_verifications(
+            verified, failures, delete_original=args.delete_original, seconds=seconds
+        )
     else:
-        console.report(*describe_summary(reports, failures))
+        lines = describe_summary(
+            reports, failures, args.output, delete_original=args.delete_original, seconds=seconds
+        )
+    console.report(*lines)
     signals.check()
     n_unjudged = sum(report.unjudged for report in verified)
     return 1 if failures or n_kept or n_unjudged else 0

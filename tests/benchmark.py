@@ -66,8 +66,9 @@ def run_plain(source: Path, out: Path, n: int) -> None:
     times.append(time.perf_counter())
     seconds = [f"{b - a:.1f} s" for a, b in zip(times, times[1:])]
     status = Path("/proc/self/status").read_text()
-    peak_mib = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    print(f"carga {seconds[0]}, guardado {seconds[1]}, validación {seconds[2]}; {peak_mib:.0f}MB")
+    peak_bytes = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    phases = f"carga {seconds[0]}, guardado {seconds[1]}, validación {seconds[2]}"
+    print(f"({phases}); memoria máxima hasta ahora {peak_bytes / 1e6:.0f} MB")
 
 
 def measure(command: list[str], out: Path) -> Result:
@@ -76,11 +77,13 @@ def measure(command: list[str], out: Path) -> Result:
     env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env, encoding="utf-8")
     total = time.perf_counter() - started
-    phases = re.search(r"carga ([\d.]+) s, guardado ([\d.]+) s, validación ([\d.]+) s", done.stdout)
-    peak = re.search(r"([\d.]+)([MG])B$", done.stdout.splitlines()[0])
+    seconds = r"(?:(\d+) min )?([\d.]+) s"
+    phases = re.search(rf"carga {seconds}, guardado {seconds}, validación {seconds}", done.stdout)
+    peak = re.search(r"memoria máxima hasta ahora ([\d.]+) ([MG])B$", done.stdout, re.MULTILINE)
     assert phases and peak, done.stdout
-    load, save, validate = map(float, phases.groups())
-    peak_bytes = float(peak[1]) * {"M": 2**20, "G": 2**30}[peak[2]]
+    found = [float(number or 0) for number in phases.groups()]
+    load, save, validate = (60 * found[i] + found[i + 1] for i in (0, 2, 4))
+    peak_bytes = float(peak[1]) * {"M": 1e6, "G": 1e9}[peak[2]]
     sizes = [path.stat().st_size for path in out.iterdir()]
     for path in out.iterdir():
         path.unlink()
@@ -140,11 +143,11 @@ def show(results: dict[str, list[Result]]) -> None:
     }
     plain = medians["plain"]
     print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}, medians")
-    print("variant          total  ratio   load   save  valid.  peak MiB  output against plain")
+    print("variant          total  ratio   load   save  valid.   peak MB  output against plain")
     for name, row in medians.items():
         print(
             f"{name:15} {row.total:6.2f} {plain.total / row.total:6.2f} {row.load:6.1f} "
-            f"{row.save:6.1f} {row.validate:7.1f} {row.peak_bytes / 2**20:9.0f} "
+            f"{row.save:6.1f} {row.validate:7.1f} {row.peak_bytes / 1e6:9.0f} "
             f"{100 * (row.output_bytes / plain.output_bytes - 1):+11.2f} %"
         )
 
@@ -170,7 +173,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, command in variants.items():
                 results[name].append(measure(command, out))
-        sizes = [f"{path.name} {path.stat().st_size / 2**20:.0f} MiB" for path in folder.iterdir()]
+        sizes = [f"{path.name} {path.stat().st_size / 1e6:.0f} MB" for path in folder.iterdir()]
         print(f"{args.traces} traces of {args.data}: {', '.join(sizes)}")
         show(results)
     return None

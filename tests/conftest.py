@@ -75,16 +75,18 @@ class TerminalRun(NamedTuple):
 def split_on_terminal(
     *args: object,
     answer: Optional[bytes] = None,
+    prompt: str = "[s/N]",
     env: Optional[dict[str, str]] = None,
     controlling: bool = False,
+    rows: int = 24,
+    columns: int = 100,
 ) -> TerminalRun:
-    """Run the script on a pseudo-terminal and type answer once the question is there.
+    """Run the script on a pseudo-terminal and type answer once it shows the prompt.
 
     controlling: make it the terminal whose Ctrl-C reaches the script as SIGINT.
     """
     master, slave = pty.openpty()
-    # tqdm shows nothing in a window of no width.
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
     process = subprocess.Popen(
         command(*args),
         stdin=slave,
@@ -96,7 +98,7 @@ def split_on_terminal(
     )
     os.close(slave)
     try:
-        shown = _converse(master, answer)
+        shown = _converse(master, answer, prompt.encode())
         assert process.stdout is not None
         stdout = process.stdout.read().decode()
         return TerminalRun(
@@ -110,7 +112,7 @@ def split_on_terminal(
         os.close(master)
 
 
-def _converse(master: int, answer: Optional[bytes]) -> bytes:
+def _converse(master: int, answer: Optional[bytes], prompt: bytes) -> bytes:
     shown = b""
     deadline = time.monotonic() + LIMIT_SECONDS
     while time.monotonic() < deadline:
@@ -123,7 +125,7 @@ def _converse(master: int, answer: Optional[bytes]) -> bytes:
         if not piece:
             return shown
         shown += piece
-        if answer is not None and b"[s/N]" in shown:
+        if answer is not None and prompt in shown:
             time.sleep(0.2)  # as a person would: a signal before read(2) begins does not wake it
             os.write(master, answer)
             answer = None
@@ -132,9 +134,9 @@ def _converse(master: int, answer: Optional[bytes]) -> bytes:
 
 def peak_mib(report: str) -> float:
     """Return the peak memory (MiB) that the report of a run tells."""
-    found = re.search(r"memoria máxima ([\d.]+)MB", report)
+    found = re.search(r"memoria máxima hasta ahora ([\d.]+) ([kMG])B", report)
     assert found, report
-    return float(found[1])
+    return float(found[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[found[2]] / 2**20
 
 
 def environment(**changes: str) -> dict[str, str]:

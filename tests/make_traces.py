@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 WORDS = ["la", "de", "capital", "es", "río", "1492", "quién", "Lisboa", "año", "?", "ñandú", "."]
 
@@ -50,6 +51,13 @@ def write_batch(path: Path, traces: list[dict[str, Any]]) -> None:
         pickle.dump(traces, file, protocol=4)
 
 
+def format_size(n_bytes: int) -> str:
+    """Return 352 MB for 352106919, as the script itself would."""
+    text = tqdm.format_sizeof(n_bytes, "B", 1000)
+    number = text.rstrip("BkMGT")
+    return f"{float(number):g} {text[len(number) :]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out_dir", type=Path)
@@ -67,7 +75,7 @@ def main() -> None:
         traces = [make_trace(rng, f"q_{number}_{i}", **shape) for i in range(args.traces)]
         path = args.out_dir / f"batch_{number:04d}.pkl.gz"
         write_batch(path, traces)
-        print(f"{path}: {len(traces)} traces, {path.stat().st_size / 1e6:.1f} MB")
+        print(f"{path}: {len(traces)} traces, {format_size(path.stat().st_size)}")
 
 
 if __name__ == "__main__":
