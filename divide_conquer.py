@@ -3879,6 +3879,35 @@ def _describe_loader(reports: Sequence[SplitReport]) -> list[str]:
     ]
 
 
+def describe_kept(source: Path, because: str) -> str:
+    """Return the warning (Spanish) that an original was kept although it was to be deleted."""
+    return f"AVISO {source.name}: original conservado: {because}"
+
+
+def describe_interruption(
+    interrupted: Interrupted, current: Optional[Path], n_left: int, *, verify: bool
+) -> list[str]:
+    """Return what a signal has left (Spanish lines) of the file it met, and how to go on."""
+    if current is None:
+        head = "Interrumpido entre dos archivos: no ha quedado nada a medias."
+    elif verify:
+        head = f"Interrumpido al comparar {current.name}: no se ha escrito ni borrado nada de él."
+    elif interrupted.leftovers:
+        names = ", ".join(path.name for path in interrupted.leftovers)
+        head = (
+            f"Interrumpido al dividir {current.name}: su original sigue intacto; "
+            f"no se pudo quitar de la salida: {names}"
+        )
+    else:
+        head = (
+            f"Interrumpido al dividir {current.name}: su original sigue intacto y en la salida "
+            "no queda nada de él."
+        )
+    again = "repite el comando" + (" con --skip-existing para continuar" * (not verify))
+    left = _count(n_left, "archivo queda", "archivos quedan")
+    return [head, f"  {left} sin {'comparar' if verify else 'dividir'}. Qué hacer: {again}."]
+
+
 def describe_summary(
     reports: Sequence[SplitReport],
     failures: Sequence[str],
@@ -3970,13 +3999,15 @@ if hasattr(signal, "SIGHUP"):  # not on Windows
 class _Signals:
     """SIGINT, SIGTERM and SIGHUP (the terminal is gone): kept, so that they hit no half-done step.
 
-    They are noticed where check is called.  Until defer is called they raise at once, as a question
+    They are noticed where check is called; between raise_at_once and defer at once, as a question
     to the user needs it.
+    at_the_end: the process ends with this block, and what comes after it is of no use any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_the_end: bool) -> None:
         self.caught: Optional[int] = None
-        self.deferred = False
+        self._at_the_end = at_the_end
+        self._deferred = True
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -3988,19 +4019,29 @@ class _Signals:
 
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # Python would show a traceback for a Ctrl-C that comes while it shuts down.
+            signal.signal(number, signal.SIG_IGN if self._at_the_end else handler)
 
     def _catch(self, number: int, frame: Optional[FrameType]) -> None:
         self.caught = self.caught or number
-        if not self.deferred:
+        if not self._deferred:
+            self._deferred = True  # once is enough: a second one finds the first being told
             raise Interrupted
 
+    def raise_at_once(self) -> None:
+        self._deferred = False
+        self.check()
+
     def defer(self) -> None:
-        self.deferred = True
+        self._deferred = True
 
     def check(self) -> None:
         if self.caught:
             raise Interrupted
+
+    def exit_code(self) -> int:
+        """Return that of a shell for the first signal (128 and its number), 0 if there was none."""
+        return 128 + self.caught if self.caught else 0
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
@@ -4213,105 +4254,142 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console, *, verify: 
     return False
 
 
-def _split_planned(
-    planned: PlannedFile, args: argparse.Namespace, progress: Progress
-) -> Union[SplitReport, VerifyReport]:
-    if planned.refusal is not None:
-        raise planned.refusal
-    if args.verify:
-        return verify_file(
-            planned.source,
-            args.output,
-            delete_original=args.delete_original,
-            low_memory=args.low_memory,
-            progress=progress,
-        )
-    return split_file(
-        planned.source,
-        args.output,
-        traces_per_batch=args.traces_per_batch,
-        compress=not args.no_compress,
-        validate=not args.no_validate,
-        delete_original=args.delete_original and not planned.skip,  # only what was confirmed
-        skip_existing=args.skip_existing,
-        low_memory=args.low_memory,
-        jobs=args.jobs,
-        progress=progress,
-    )
-
-
 def _warn_of_trouble(planned: PlannedFile, args: argparse.Namespace, console: Console) -> None:
     if planned.will_split and not args.verify:
         for warning in foresee_trouble(planned, args.output, low_memory=args.low_memory):
             console.warn(planned.source, warning)
 
 
-def _run(
-    plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console, signals: _Signals
-) -> int:
-    """Split the planned files one after the other; a failure of one does not stop the others."""
-    reports: list[SplitReport] = []
-    verified: list[VerifyReport] = []
-    failures: list[str] = []
-    n_kept = 0
-    run_started = time.perf_counter()
-    for number, planned in enumerate(plan, start=1):
-        label = functools.partial(label_progress, f"{number}/{len(plan)}", source=planned.source)
+class _Run:
+    """The planned files, one after the other: a failure of one does not stop the others."""
 
-        def progress(
-            phase: Phase, done: int, expected: int, label: Callable[[Phase], str] = label
-        ) -> None:
-            signals.check()
-            console.show_progress(label(phase), done, expected)
+    def __init__(self, args: argparse.Namespace, console: Console, signals: _Signals) -> None:
+        self._args = args
+        self._console = console
+        self._signals = signals
+        self._split: list[SplitReport] = []
+        self._verified: list[VerifyReport] = []
+        self._failures: list[str] = []
+        self._exit_code = 0
 
-        signals.check()
-        _warn_of_trouble(planned, args, console)
+    def do_all(self, plan: Sequence[PlannedFile]) -> int:
+        """Do all files, or as many as come before a signal; return the exit code."""
+        started = time.perf_counter()
+        n_begun = 0
+        try:
+            for planned in plan:
+                self._signals.check()
+                n_begun += 1
+                self._do(planned, f"{n_begun}/{len(plan)}")
+                self._console.close_bar()
+                gc.collect()
+        except Interrupted as interrupted:
+            n_done = len(self._split) + len(self._verified) + len(self._failures)
+            current = plan[n_done].source if n_done < n_begun else None
+            lines = describe_interruption(
+                interrupted, current, len(plan) - n_done, verify=self._args.verify
+            )
+            self._console.error(*lines)
+        else:
+            if self._signals.caught:
+                self._console.error("Interrumpido cuando ya no quedaba ningún archivo por hacer.")
+        self._summarize(time.perf_counter() - started)
+        return self._signals.exit_code() or self._exit_code
+
+    def _do(self, planned: PlannedFile, where: str) -> None:
+        """Split or verify one file, and tell what became of it; raise Interrupted."""
+        label = functools.partial(label_progress, where, source=planned.source)
+
+        def progress(phase: Phase, done: int, expected: int) -> None:
+            self._signals.check()
+            self._console.show_progress(label(phase), done, expected)
+
+        _warn_of_trouble(planned, self._args, self._console)
         if planned.will_split:
-            console.announce(describe_start(f"{number}/{len(plan)}", planned, verify=args.verify))
+            self._console.announce(describe_start(where, planned, verify=self._args.verify))
         started = time.perf_counter()
         try:
-            report = _split_planned(planned, args, progress)
+            if planned.refusal is not None:
+                raise planned.refusal
+            if self._args.verify:
+                self._tell_verified(self._verify(planned, progress), started)
+            else:
+                self._tell_split(planned, self._split_file(planned, progress), started)
         except SplitError as error:
-            console.error(*describe_error(error, planned.source, args.output))
-            failures.append(planned.source.name)
-        except (KeyboardInterrupt, Interrupted):
+            self._fail(planned, describe_error(error, planned.source, self._args.output))
+        except Interrupted:
             raise
         except BaseException:  # a fault of this script: show it, and go on with the others
-            console.error(
-                f"ERROR {planned.source}: fallo inesperado", *traceback.format_exc().splitlines()
+            trace = traceback.format_exc().splitlines()
+            self._fail(planned, [f"ERROR {planned.source}: fallo inesperado", *trace])
+
+    def _split_file(self, planned: PlannedFile, progress: Progress) -> SplitReport:
+        args = self._args
+        return split_file(
+            planned.source,
+            args.output,
+            traces_per_batch=args.traces_per_batch,
+            compress=not args.no_compress,
+            validate=not args.no_validate,
+            delete_original=args.delete_original and not planned.skip,  # only what was confirmed
+            skip_existing=args.skip_existing,
+            low_memory=args.low_memory,
+            jobs=args.jobs,
+            progress=progress,
+        )
+
+    def _verify(self, planned: PlannedFile, progress: Progress) -> VerifyReport:
+        return verify_file(
+            planned.source,
+            self._args.output,
+            delete_original=self._args.delete_original,
+            low_memory=self._args.low_memory,
+            progress=progress,
+        )
+
+    def _tell_split(self, planned: PlannedFile, report: SplitReport, started: float) -> None:
+        self._split.append(report)
+        self._console.report(describe_report(report, time.perf_counter() - started))
+        for warning in report.warnings:
+            self._console.warn(report.source, warning)
+        because = report.kept_because
+        if self._args.delete_original and (planned.skip or report.skipped):
+            because = "ya estaba dividido; para comprobarlo y eliminarlo, usa --verify"
+        # What was skipped from the start was in no list, so nobody expects it to go.
+        self._tell_kept(report.source, because, is_failure=not planned.skip)
+
+    def _tell_verified(self, report: VerifyReport, started: float) -> None:
+        self._verified.append(report)
+        self._console.report(describe_verification(report, time.perf_counter() - started))
+        self._tell_kept(report.source, report.kept_because)
+        if report.unjudged:  # exit 0 is to mean that all are equal: somebody may delete by it
+            self._exit_code = 1
+
+    def _tell_kept(self, source: Path, because: Optional[str], *, is_failure: bool = True) -> None:
+        if because is not None:
+            self._console.error(describe_kept(source, because))
+            self._exit_code = self._exit_code or int(is_failure)
+
+    def _fail(self, planned: PlannedFile, lines: Sequence[str]) -> None:
+        self._failures.append(planned.source.name)
+        self._console.error(*lines)
+        self._exit_code = 1
+
+    def _summarize(self, seconds: float) -> None:
+        delete_original = self._args.delete_original
+        if self._args.verify:
+            lines = describe_verifications(
+                self._verified, self._failures, delete_original=delete_original, seconds=seconds
             )
-            failures.append(planned.source.name)
         else:
-            seconds = time.perf_counter() - started
-            kept_because = report.kept_because
-            if isinstance(report, VerifyReport):
-                console.report(describe_verification(report, seconds))
-                verified.append(report)
-            else:
-                console.report(describe_report(report, seconds))
-                for warning in report.warnings:
-                    console.warn(report.source, warning)
-                reports.append(report)
-            n_kept += kept_because is not None
-            if args.delete_original and planned.skip:  # it was in no list, so nobody expects it
-                kept_because = "ya estaba dividido al empezar; para comprobarlo, --verify"
-            if kept_because is not None:
-                console.error(f"AVISO {report.source.name}: original conservado: {kept_because}")
-        console.close_bar()
-        gc.collect()
-    seconds = time.perf_counter() - run_started
-    if args.verify:
-        lines = describe_verifications(
-            verified, failures, delete_original=args.delete_original, seconds=seconds
-        )
-    else:
-        lines = describe_summary(
-            reports, failures, args.output, delete_original=args.delete_original, seconds=seconds
-        )
-    console.report(*lines)
-    signals.check()
-    n_unjudged = sum(report.unjudged for report in verified)
-    return 1 if failures or n_kept or n_unjudged else 0
+            lines = describe_summary(
+                self._split,
+                self._failures,
+                self._args.output,
+                delete_original=delete_original,
+                seconds=seconds,
+            )
+        self._console.report(*lines)
 
 
 def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals) -> int:
@@ -4347,7 +4425,7 @@ def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals)
         if not confirmed:
             return 1
     signals.defer()
-    return _run(plan, args, console, signals)
+    return _Run(args, console, signals).do_all(plan)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -4356,23 +4434,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     0: all split or skipped.  1: a file failed, nothing was found, or the deletion was not
     confirmed.  2: wrong usage.  129, 130, 143: SIGHUP, Ctrl-C, SIGTERM.
     """
-    _open_standard_streams()
-    console = Console()
-    with _Signals() as signals:
+    with _Signals(at_the_end=argv is None) as signals:
+        _open_standard_streams()
+        console = Console()
         try:
+            signals.raise_at_once()
             args = _parse_args(argv)
             console.quiet = args.quiet
             _tune_malloc(low_memory=args.low_memory)
             return _plan_and_run(args, console, signals)
         except Interrupted:
-            if signals.deferred:
-                console.error(
-                    "Interrumpido: de lo que estaba a medias no queda nada, su original sigue ahí.",
-                    "  Qué hacer: repite el comando con --skip-existing para continuar.",
-                )
-            else:
-                console.error("Interrumpido: no se ha hecho nada.")
-            return 128 + (signals.caught or 0)
+            console.error("Interrumpido: no se ha hecho nada.")
+            return signals.exit_code()
 
 
 if __name__ == "__main__":
