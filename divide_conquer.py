@@ -3597,10 +3597,10 @@ class Console:
 
     def close_bar(self) -> None:
         if self._bar is not None:
-            self._bar.close()
             if not self._bar.disable:  # by TQDM_DISABLE=1
-                # tqdm blanks its own line, not the ^C that a terminal shows behind it.
+                # tqdm will blank its own line, not the ^C that a terminal shows behind it.
                 self._stderr.write(f"\r{' ' * (self._bar.columns() - 1)}\r")
+            self._bar.close()
             self._bar = None
 
     def _print(self, stream: _GuardedStream, lines: Iterable[str]) -> None:
