@@ -3640,7 +3640,7 @@ class _GuardedStream(ObjectWrapper):
             return 0
 
 
-_COLUMNS = 80  # of a terminal that does not know its own size: 0 x 0, as in some containers
+_COLUMNS, _ROWS = 80, 24  # of a terminal that does not know its own size: 0 x 0, as in containers
 _FREE_COLUMNS = 3  # a terminal shows ^C where the bar ends: at the edge it would break the line
 
 
@@ -3654,14 +3654,16 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # at run time it takes no arguments
         speed = shown["rate"] or (done / elapsed if elapsed else 0)
         return {
             **shown,
-            "ncols": self.columns(shown["ncols"]) - _FREE_COLUMNS,
+            "ncols": max(1, self.columns() - _FREE_COLUMNS),
             "sizes": f"{_format_size(done)}/{_format_size(total)}",
             "speed": f"{_format_size(speed)}/s",
         }
 
-    @staticmethod
-    def columns(known: Optional[int]) -> int:
-        return max(known or _COLUMNS, 2 * _FREE_COLUMNS)
+    def columns(self) -> int:
+        """Return how wide the terminal is now; what tqdm makes of 0 x 0 depends on its version."""
+        with contextlib.suppress(OSError, ValueError):
+            return os.get_terminal_size(self.fp.fileno()).columns or _COLUMNS
+        return _COLUMNS
 
 
 class Console:
@@ -3707,7 +3709,8 @@ class Console:
                 total=expected_bytes,
                 desc=label,
                 bar_format="{l_bar}{bar}| {sizes} [{elapsed}<{remaining}, {speed}]",
-                dynamic_ncols=True,
+                ncols=_COLUMNS,
+                nrows=_ROWS,
                 leave=False,
                 file=self._stderr,
             )
@@ -3717,9 +3720,10 @@ class Console:
 
     def close_bar(self) -> None:
         if self._bar is not None:
+            if not self._bar.disable:  # by TQDM_DISABLE=1
+                # tqdm will blank its own line, not the ^C that a terminal shows behind it.
+                self._stderr.write(f"\r{' ' * (self._bar.columns() - 1)}\r")
             self._bar.close()
-            # tqdm blanks its own line, not the ^C that a terminal shows behind it.
-            self._stderr.write(f"\r{' ' * (_Bar.columns(self._bar.ncols) - 1)}\r")
             self._bar = None
 
     def _print(self, stream: _GuardedStream, lines: Iterable[str]) -> None:
