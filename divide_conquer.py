@@ -2380,14 +2380,12 @@ def _sync_file(fd: int) -> None:
     os.fsync(fd)
 
 
-def _sync_path(path: Path) -> bool:
-    """Put a file that another run, or a copy, has written on disk."""
+def _sync_path(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         _sync_file(fd)
     finally:
         os.close(fd)
-    return True
 
 
 def _sync_folder(path: Path) -> bool:
@@ -3244,7 +3242,7 @@ _FRAMED_START = b"\x80\x05\x95"  # PROTO 5, FRAME: the default mode; --low-memor
 class VerifyReport:
     """What verify_file found: the set of source is equal, or, with unjudged, cannot be compared.
 
-    Sizes in bytes.  deleted, kept_because: as in SplitReport.
+    Sizes in bytes.  deleted, kept_because, warnings: as in SplitReport.
     """
 
     source: Path
@@ -3254,6 +3252,7 @@ class VerifyReport:
     unjudged: bool = False
     deleted: bool = False
     kept_because: Optional[str] = None
+    warnings: tuple[str, ...] = ()
 
 
 class _Comparison:
@@ -3331,11 +3330,62 @@ def _verify_walked(
     return sum(sizes)
 
 
-def _as_found(final: Path) -> SubBatch:
-    """Return what must still be so of a file of the set when its original is deleted."""
-    status = os.lstat(final)
-    size_bytes = status.st_size
-    return SubBatch(final, final, 0, size_bytes, 0, 0, status.st_ino, status.st_mtime_ns)
+def _find_sub_batches(original: _Source, folder: Path) -> list[SubBatch]:
+    """Return the files of a set, whole as far as names tell, and what must be so of them later."""
+    identity = original.identity
+    stem = batch_stem(original.path.name) or original.path.name
+    found = find_set(folder, stem, Original(identity.size_bytes, identity.mtime_ns))
+    if found.state not in (SetState.WHOLE, SetState.FOREIGN):
+        problem = "no tiene un conjunto completo en la salida"
+        raise VerificationError(
+            original.path, problem, "divídelo con el mismo comando sin --verify"
+        )
+    known = [(final, os.lstat(final)) for final in found.finals]
+    return [
+        SubBatch(path, path, 0, status.st_size, 0, 0, status.st_ino, status.st_mtime_ns)
+        for path, status in known
+    ]
+
+
+@contextlib.contextmanager
+def _explaining_unreadable_set(original: _Source) -> Iterator[None]:
+    try:
+        yield
+    except LoadError as error:
+        if error.path == original.path:
+            raise
+        problem = f"{error.path.name} no se puede leer: {error.problem}"
+        raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
+    except OSError as error:
+        problem = f"no se puede leer su conjunto: {explain_os_error(error)}"
+        raise VerificationError(original.path, problem, _LOOK_AT_SET) from error
+
+
+@contextlib.contextmanager
+def _locked(original: _Source, folder: Path) -> Iterator[OutputSet]:
+    """Keep other runs away from a set that may lose its original: they may yet undo it."""
+    output = OutputSet(original.path, original.identity, original.mode, folder)
+    try:
+        output.__enter__()
+    except SaveError as error:
+        problem = f"no se puede bloquear su conjunto: {error.problem}"
+        raise VerificationError(original.path, problem, error.hint) from error
+    with contextlib.ExitStack() as stack:
+        stack.push(output)
+        yield output
+
+
+def _delete_verified(
+    original: _Source, sub_batches: Sequence[SubBatch], folder: Path
+) -> Optional[str]:
+    """Delete an original whose set is equal; return why not, if so."""
+    try:
+        for sub_batch in sub_batches:  # another run, or a copy, has written it
+            _sync_path(sub_batch.final)
+        durable = _sync_folder(folder)
+    except OSError as error:
+        return f"no se pudo asegurar que su conjunto esté en el disco: {explain_os_error(error)}"
+    return _delete_original(original, sub_batches, durable)
 
 
 def verify_file(
@@ -3355,59 +3405,42 @@ def verify_file(
     sub-batch, and the first such trace where it is known.
     """
     path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
+    warnings: list[str] = []
     with (
         _collector_off(),
         _explaining_lack_of_memory(path, low_memory=low_memory),
         contextlib.closing(_Source(path, progress)) as original,
         original.explaining_change(),
-        contextlib.ExitStack() as locks,
+        _explaining_unreadable_set(original),
+        contextlib.ExitStack() as lock,
     ):
-        identity = original.identity
-        if delete_original and folder.is_dir():  # a run that holds it may yet undo the set
-            locks.enter_context(OutputSet(path, identity, original.mode, folder))
-        found = find_set(
-            folder,
-            batch_stem(path.name) or path.name,
-            Original(identity.size_bytes, identity.mtime_ns),
-        )
-        if found.state not in (SetState.WHOLE, SetState.FOREIGN):
-            problem = "no tiene un conjunto completo en la salida"
-            raise VerificationError(path, problem, "divídelo con el mismo comando sin --verify")
-        finals = found.finals
-        sub_batches = list(map(_as_found, finals))
+        if delete_original and folder.is_dir():
+            warnings = lock.enter_context(_locked(original, folder)).warnings
+        sub_batches = _find_sub_batches(original, folder)
+        finals = [sub_batch.final for sub_batch in sub_batches]
         n_bytes = sum(sub_batch.size_bytes for sub_batch in sub_batches)
         meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
-        try:
-            if low_memory:
-                n_traces = _verify_walked(original, finals, folder, meter)
-            else:
-                n_traces = _verify_loaded(original, finals, meter)
-        except LoadError as error:
-            if error.path == path:
-                raise
-            problem = f"{error.path.name} no se puede leer: {error.problem}"
-            raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
-        except OSError as error:
-            problem = f"no se puede leer su conjunto: {explain_os_error(error)}"
-            raise VerificationError(path, problem, _LOOK_AT_SET) from error
+        if low_memory:
+            n_traces = _verify_walked(original, finals, folder, meter)
+        else:
+            n_traces = _verify_loaded(original, finals, meter)
         _release_memory()
         original.refuse_changed()
-        report = VerifyReport(path, identity.size_bytes, max(n_traces, 0), tuple(finals))
-        if n_traces < 0:
-            because = "--low-memory no puede juzgar un conjunto del modo normal"
-            return dataclasses.replace(
-                report, unjudged=True, kept_because=because if delete_original else None
-            )
-        if not delete_original:
-            return report
-        try:
-            durable = all(map(_sync_path, finals)) and _sync_folder(folder)
-            kept_because = _delete_original(original, sub_batches, durable)
-        except OSError as error:
-            kept_because = (
-                f"no se pudo asegurar que su conjunto esté en el disco: {explain_os_error(error)}"
-            )
-        return dataclasses.replace(report, deleted=kept_because is None, kept_because=kept_because)
+        kept_because = None
+        if delete_original:
+            kept_because = "--low-memory no puede juzgar un conjunto del modo normal"
+            if n_traces >= 0:
+                kept_because = _delete_verified(original, sub_batches, folder)
+    return VerifyReport(
+        source=path,
+        source_bytes=original.identity.size_bytes,
+        n_traces=max(n_traces, 0),
+        files=tuple(finals),
+        unjudged=n_traces < 0,
+        deleted=delete_original and kept_because is None,
+        kept_because=kept_because,
+        warnings=tuple(warnings),
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -4365,6 +4398,8 @@ class _Run:
     def _tell_verified(self, report: VerifyReport, started: float) -> None:
         self._verified.append(report)
         self._console.report(describe_verification(report, time.perf_counter() - started))
+        for warning in report.warnings:
+            self._console.warn(report.source, warning)
         self._tell_kept(report.source, report.kept_because)
         if report.unjudged:  # exit 0 is to mean that all are equal: somebody may delete by it
             self._exit_code = 1
