@@ -29,6 +29,7 @@ import contextlib
 import copyreg
 import ctypes
 import dataclasses
+import difflib
 import enum
 import errno
 import fnmatch
@@ -71,8 +72,26 @@ from typing import (
     Union,
 )
 
-from tqdm import tqdm
-from tqdm.utils import ObjectWrapper
+
+def _require(what: str) -> NoReturn:
+    """Say in one line what to install; to a program that imports this, as its ImportError."""
+    message = f"divide_conquer.py necesita {what}."
+    if __name__ == "__main__":
+        sys.exit(message)
+    raise ImportError(message)
+
+
+if sys.version_info < (3, 9):  # noqa: UP036 - whoever runs this has not asked pip
+    _require(
+        f"Python 3.9 o posterior, y este es {sys.version.split()[0]}: instala uno más nuevo (por "
+        "ejemplo, con «uv python install 3.12») y ejecútalo con él"
+    )
+
+try:
+    from tqdm import tqdm
+    from tqdm.utils import ObjectWrapper
+except ModuleNotFoundError:
+    _require(f"tqdm: instálalo con «{shlex.quote(sys.executable)} -m pip install tqdm»")
 
 deflate_library: Any
 try:
@@ -3486,7 +3505,41 @@ def find_batches(path: Path, pattern: str) -> list[Path]:
         raise _load_error(path, error) from error
 
 
-def _plan_file(source: Path, output_dir: Path, *, skip_existing: bool) -> PlannedFile:
+_OTHER_ENDINGS = re.compile(
+    r"(.+)\.(?:pkl|pickle|pck)(?:\.(?:gz|bz2|xz|lzma|zst|lz4|zip))?", re.IGNORECASE | re.DOTALL
+)
+
+
+def find_left_aside(folder: Path, pattern: str) -> list[str]:
+    """Return what pattern would have taken in folder, but for how the name ends: x.PKL, x.pickle.
+
+    That it is not split should be said: a user may take the run for all of the data.
+    """
+    aside = []
+    with contextlib.suppress(OSError):  # find_batches tells why it cannot be listed
+        for name in sorted(os.listdir(folder)):
+            match = _OTHER_ENDINGS.fullmatch(name)
+            if match and batch_stem(name) is None and not name.startswith("."):
+                as_batch = [name, *(match[1] + suffix for suffix in _SUFFIXES)]
+                taken = any(fnmatch.fnmatchcase(each, pattern) for each in as_batch)
+                if taken and not (folder / name).is_dir():
+                    aside.append(name)
+    return aside
+
+
+def find_subfolders(folder: Path, pattern: str) -> list[Path]:
+    """Return the folders directly in folder that hold batches which match pattern."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+            with contextlib.suppress(LoadError):  # this one cannot be listed
+                found += [path] * bool(find_batches(path, pattern))
+    return found
+
+
+def _plan_file(
+    source: Path, output_dir: Path, *, skip_existing: bool, look_inside: bool
+) -> PlannedFile:
     try:
         status = os.stat(source)
     except OSError as error:
@@ -3496,7 +3549,10 @@ def _plan_file(source: Path, output_dir: Path, *, skip_existing: bool) -> Planne
         found = find_set(output_dir, batch_stem(source.name) or source.name, original)
         skip = refuse_or_skip(source, found, skip_existing=skip_existing)
         if not skip:
-            _Source(source, _ignore_progress).close()  # raises where it cannot be opened
+            with contextlib.closing(_Source(source, _ignore_progress)) as opened:
+                if look_inside:  # as the split will begin
+                    with opened.open_stream() as stream:
+                        _refuse_other_formats(stream, source)
         return PlannedFile(source, status.st_size, skip=skip)
     except OSError as error:
         problem = f"no se puede leer la carpeta de salida ({explain_os_error(error)})"
@@ -3507,15 +3563,20 @@ def _plan_file(source: Path, output_dir: Path, *, skip_existing: bool) -> Planne
 
 
 def plan_run(
-    sources: Sequence[Path], output_dir: Path, *, skip_existing: bool
+    sources: Sequence[Path], output_dir: Path, *, skip_existing: bool, look_inside: bool = False
 ) -> list[PlannedFile]:
-    """Foresee, without touching anything, what split_file will do with each of the sources."""
+    """Foresee, without touching anything, what split_file will do with each of the sources.
+
+    look_inside: read the first bytes of each, too, and refuse what is no pickle by them.
+    """
     same_stem = collections.defaultdict(list)
     for source in sources:
         same_stem[batch_stem(source.name)].append(source)
     plan = []
     for source in sources:
-        planned = _plan_file(source, output_dir, skip_existing=skip_existing)
+        planned = _plan_file(
+            source, output_dir, skip_existing=skip_existing, look_inside=look_inside
+        )
         twins = [twin.name for twin in same_stem[batch_stem(source.name)] if twin != source]
         if twins:
             refusal = OutputError(
@@ -3588,11 +3649,53 @@ def expected_memory_bytes(planned: PlannedFile) -> int:
     return int(planned.size_bytes * (1.3 if planned.source.suffix == ".gz" else 1.1))
 
 
-def free_disk_bytes(folder: Path) -> int:
-    """Return the free space for folder, or for the nearest parent that exists."""
+def _nearest_folder(folder: Path) -> Path:
+    """Return folder, or the nearest of its parents that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Return the free space for folder, whether it exists or not."""
+    return shutil.disk_usage(_nearest_folder(folder)).free
+
+
+def needed_disk_bytes(plan: Sequence[PlannedFile], folder: Path, *, delete_original: bool) -> int:
+    """Return about how much a run will write before anything is freed: as much as it reads.
+
+    An original that is deleted on the same disk makes room for the set of the next.
+    """
+    sizes = [planned.size_bytes for planned in plan if planned.will_split]
+    with contextlib.suppress(OSError):
+        device = os.stat(_nearest_folder(folder)).st_dev
+        if delete_original and all(
+            planned.may_be_deleted and os.stat(planned.source).st_dev == device
+            for planned in plan
+            if planned.will_split
+        ):
+            return max(sizes, default=0)
+    return sum(sizes)
+
+
+_NO_UNNAMED_FILES = (errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT)  # open(2)
+
+
+def explain_unwritable(folder: Path) -> Optional[str]:
+    """Return why nothing can be written to folder, or made in its nearest parent, or None.
+
+    A file without a name (O_TMPFILE) asks the file system itself, and leaves no trace; where there
+    is none of that, access(2) is asked.
+    """
+    folder = _nearest_folder(folder)
+    try:
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
+    except AttributeError:  # not Linux
+        pass
+    except OSError as error:
+        if error.errno not in _NO_UNNAMED_FILES:
+            return explain_os_error(error)
+    return None if os.access(folder, os.W_OK | os.X_OK) else _SPANISH_ERRORS[errno.EACCES]
 
 
 def residual_parts(output_dir: Path) -> tuple[int, int]:
@@ -3630,24 +3733,64 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def foresee_trouble(planned: PlannedFile, output_dir: Path, *, low_memory: bool) -> list[str]:
-    """Return warnings (Spanish) for what is about to be split: they are guesses, never refusals."""
-    warnings = []
-    memory = None if low_memory else available_memory_bytes()
+def foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
+    """Return a warning (Spanish) where a file will hardly fit in memory: a guess, no refusal."""
+    memory = available_memory_bytes()
     expected = expected_memory_bytes(planned)
-    if memory is not None and expected > memory:
-        warnings.append(
-            f"cargado ocupará al menos {_format_size(expected)} y solo hay {_format_size(memory)} "
-            "de memoria disponible: es probable que no quepa; --low-memory lo divide sin cargarlo"
-        )
+    if memory is None or expected <= memory:
+        return []
+    return [
+        f"cargado ocupará al menos {_format_size(expected)} y solo hay {_format_size(memory)} "
+        "de memoria disponible: es probable que no quepa; --low-memory lo divide sin cargarlo"
+    ]
+
+
+def foresee_full_disk(needed_bytes: int, output_dir: Path) -> list[str]:
+    """Return a warning (Spanish) where the output will hardly fit on its disk: a guess, too."""
     with contextlib.suppress(OSError):  # without a figure there is nothing to warn of
         free = free_disk_bytes(output_dir)
-        if planned.size_bytes > free:
-            warnings.append(
-                f"ocupa {_format_size(planned.size_bytes)} y en la salida solo hay "
+        if needed_bytes > free:
+            return [
+                f"harán falta unos {_format_size(needed_bytes)} de disco y en la salida solo hay "
                 f"{_format_size(free)} libres: puede que no quepa"
-            )
-    return warnings
+            ]
+    return []
+
+
+def _some_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + ("…" if len(names) > 3 else "")
+
+
+def describe_left_aside(names: Sequence[str]) -> str:
+    """Return what is not taken for how its name ends, and how it can be (Spanish)."""
+    files = _count(len(names), "archivo queda fuera", "archivos quedan fuera")
+    return (
+        f"{files} por no terminar en .pkl ni en .pkl.gz ({_some_names(names)}): renombra los que "
+        "sean pickles y descomprime los que estén comprimidos de otra forma"
+    )
+
+
+def describe_nothing_found(folder: Path, pattern: str) -> list[str]:
+    """Return that there is nothing to split in folder (Spanish), and what was probably meant."""
+    hints = []
+    if "/" in pattern:
+        head, _, tail = pattern.rpartition("/")
+        hints.append(
+            "el patrón se compara con el nombre del archivo, sin carpetas: "
+            f"--input {shlex.quote(str(folder / head))} --pattern {shlex.quote(tail)}"
+        )
+    if aside := find_left_aside(folder, pattern):
+        hints.append(describe_left_aside(aside))
+    if subfolders := find_subfolders(folder, pattern):
+        names = [path.name for path in subfolders]
+        hints.append(
+            f"las subcarpetas no se miran y aquí sí hay batches en {_some_names(names)}: indica "
+            f"una con --input {shlex.quote(str(subfolders[0]))}"
+        )
+    return [
+        f"ERROR {folder}: no hay archivos .pkl ni .pkl.gz que cumplan «{pattern}».",
+        *(f"  Qué hacer: {hint}." for hint in hints or ["revisa --input y --pattern"]),
+    ]
 
 
 class _GuardedStream(ObjectWrapper):
@@ -3725,8 +3868,7 @@ class Console:
             self.report(line)
 
     def warn(self, path: Path, text: str) -> None:
-        if not self.quiet:
-            self._print(self._stderr, [f"AVISO {path.name}: {text}"])
+        self._print(self._stderr, [f"AVISO {path.name}: {text}"])
 
     def error(self, *lines: str) -> None:
         self._print(self._stderr, lines)
@@ -4009,18 +4151,19 @@ def describe_plan(
         else:
             stem = batch_stem(planned.source.name)
             what = f"se dividiría en {stem}_sub0000{suffix}…, de hasta {traces_per_batch} traces"
-        lines.append(f"{planned.source} ({_format_size(planned.size_bytes)}): {what}")
+        size = f" ({_format_size(planned.size_bytes)})" if planned.size_bytes else ""
+        lines.append(f"{planned.source}{size}: {what}")
     doomed = [planned for planned in plan if planned.may_be_deleted]
     if delete_original and doomed:
         originals, total = _count_originals(doomed)
         lines.append(f"A eliminar, ya validados: {originals} ({total}).")
-    needed = sum(planned.size_bytes for planned in plan if planned.will_split)
-    free = free_disk_bytes(output_dir)
-    about = "unos" if compress else "al menos"  # what gzip has saved so far is not known
-    lines.append(
-        f"Espacio: {_format_size(free)} libres; harán falta {about} {_format_size(needed)}"
-        + (", puede que no quepan." if needed > free else ".")
-    )
+    needed = needed_disk_bytes(plan, output_dir, delete_original=delete_original)
+    if needed:
+        free = free_disk_bytes(output_dir)
+        about = "unos" if compress else "al menos"  # what gzip has saved so far is not known
+        lines.append(
+            f"Espacio: {_format_size(free)} libres; harán falta {about} {_format_size(needed)}."
+        )
     return [*lines, *_describe_residual_parts(output_dir), describe_gzip()]
 
 
@@ -4087,16 +4230,65 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 class _SpanishParser(argparse.ArgumentParser):
     _WORDS = (
         ("the following arguments are required:", "faltan argumentos obligatorios:"),
-        ("unrecognized arguments:", "argumentos desconocidos:"),
         ("expected one argument", "necesita un valor"),
         ("ignored explicit argument", "no admite el valor"),
         ("argument ", "argumento "),
     )
 
+    given: Sequence[str] = ()  # all arguments, as typed
+
     def error(self, message: str) -> NoReturn:
         for english, spanish in self._WORDS:
             message = message.replace(english, spanish)
-        super().error(message)
+        super().error(message + self._hint_at_misspelt())
+
+    def _hint_at_misspelt(self) -> str:
+        """Return what was probably meant by the first option that does not exist."""
+        known = list(self._option_string_actions)
+        for word in (word.partition("=")[0] for word in self.given):
+            if not word.startswith("-") or word in known or word.strip("-") == "":
+                continue
+            close = [option for option in known if option in (f"-{word}", word.replace("_", "-"))]
+            if word.startswith("--"):
+                close += [option for option in known if option.startswith(word)]
+                close += difflib.get_close_matches(word, known, 1)
+            if close:
+                return f". ¿Querías decir {close[0]}? Las opciones se escriben enteras"
+        return ""
+
+    def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
+        """End for arguments that no option takes; where they are files, a shell made them."""
+        shown = " ".join(words[:3]) + (f"… (y {len(words) - 3} más)" if len(words) > 3 else "")
+        message = f"argumentos desconocidos: {shown}"
+        files = [word for word in words if os.path.isfile(word)]
+        if files and not self._hint_at_misspelt():
+            folder, name = os.path.split(files[0])
+            suffix = next((each for each in (".pkl.gz", ".pkl") if name.endswith(each)), "")
+            where = "" if "--pattern" in self.given else f"--input {shlex.quote(folder or '.')} "
+            message += (
+                ". Son archivos que existen: el shell ha desplegado un comodín sin comillas. Usa "
+                f"{where}--pattern '*{suffix}', con comillas"
+            )
+        self.error(message)
+
+
+class _Once(argparse.Action):
+    """Store a value that cannot be given twice: of two inputs, one would be passed over unsaid."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Optional[str] = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise argparse.ArgumentError(
+                self,
+                f"se ha indicado dos veces ({getattr(namespace, self.dest)} y {values}) y solo "
+                "puede ser una: para varios archivos, su carpeta y --pattern",
+            )
+        setattr(namespace, self.dest, values)
 
 
 def _named_path(text: str) -> Path:
@@ -4116,6 +4308,7 @@ def _add_guide_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--input",
         "-i",
+        action=_Once,
         type=_named_path,
         required=True,
         metavar="INPUT",
@@ -4124,6 +4317,7 @@ def _add_guide_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--output",
         "-o",
+        action=_Once,
         type=_named_path,
         required=True,
         metavar="OUTPUT",
@@ -4150,7 +4344,7 @@ def _add_guide_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="patrón de archivos de una carpeta (default: *.pkl*)",
     )
-    add("--quiet", "-q", action="store_true", help="modo silencioso: solo errores")
+    add("--quiet", "-q", action="store_true", help="modo silencioso: solo errores y avisos")
 
 
 def _add_more_options(parser: argparse.ArgumentParser) -> None:
@@ -4186,7 +4380,7 @@ def _add_more_options(parser: argparse.ArgumentParser) -> None:
     add("--help", "-h", action="help", help="mostrar esta ayuda")
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> _SpanishParser:
     parser = _SpanishParser(
         description="Divide batches grandes de traces en batches más pequeños, sin perder ninguno.",
         epilog="ejemplos:\n"
@@ -4204,7 +4398,10 @@ def _make_parser() -> argparse.ArgumentParser:
 def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     """Parse, and refuse (exit code 2) what cannot be meant."""
     parser = _make_parser()
-    args = parser.parse_args(argv)
+    parser.given = sys.argv[1:] if argv is None else argv
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.refuse_unknown(unknown)
     for name, path in (("entrada", args.input), ("salida", args.output)):
         try:
             os.stat(path)
@@ -4214,7 +4411,10 @@ def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         except OSError as error:
             parser.error(f"la {name} no se puede usar ({explain_os_error(error)}): {path}")
     if not args.input.is_dir() and batch_stem(args.input.name) is None:
-        parser.error(f"la entrada no termina en .pkl ni en .pkl.gz: {args.input}")
+        parser.error(
+            f"la entrada no termina en .pkl ni en .pkl.gz: {args.input}. Si es un pickle, "
+            "renómbrala; si está comprimida de otra forma, descomprímela"
+        )
     if args.output.exists() and not args.output.is_dir():
         parser.error(f"la salida es un archivo, no una carpeta: {args.output}")
     if args.output.exists() and args.input.samefile(args.output):
@@ -4291,10 +4491,39 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console, *, verify: 
     return False
 
 
-def _warn_of_trouble(planned: PlannedFile, args: argparse.Namespace, console: Console) -> None:
-    if planned.will_split and not args.verify:
-        for warning in foresee_trouble(planned, args.output, low_memory=args.low_memory):
-            console.warn(planned.source, warning)
+def _warn_of_trouble(
+    planned: PlannedFile, args: argparse.Namespace, console: Console, *, alone: bool
+) -> None:
+    """Say what one file may come to regret; alone: _warn_of_run has spoken of the disk."""
+    if not planned.will_split or args.verify:
+        return
+    warnings = [] if args.low_memory else foresee_lack_of_memory(planned)
+    if not alone:
+        warnings += foresee_full_disk(planned.size_bytes, args.output)
+    for warning in warnings:
+        console.warn(planned.source, warning)
+
+
+def _warn_of_run(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console) -> None:
+    """Say before any work what the whole run may come to regret."""
+    if args.input.is_dir():
+        if aside := find_left_aside(args.input, args.pattern):
+            console.warn(args.input, describe_left_aside(aside))
+    elif (
+        not args.delete_original
+        and not args.verify
+        and args.output.exists()
+        and args.output.samefile(args.input.parent)
+    ):
+        console.warn(
+            args.output,
+            "la salida es la carpeta del original: un cargador que lea ahí *.pkl.gz verá cada "
+            "trace dos veces; elige otra, o aparta después el original",
+        )
+    if not args.verify:
+        needed = needed_disk_bytes(plan, args.output, delete_original=args.delete_original)
+        for warning in foresee_full_disk(needed, args.output):
+            console.warn(args.output, warning)
 
 
 class _Run:
@@ -4317,7 +4546,7 @@ class _Run:
             for planned in plan:
                 self._signals.check()
                 n_begun += 1
-                self._do(planned, f"{n_begun}/{len(plan)}")
+                self._do(planned, f"{n_begun}/{len(plan)}", alone=len(plan) == 1)
                 self._console.close_bar()
                 gc.collect()
         except Interrupted as interrupted:
@@ -4333,7 +4562,7 @@ class _Run:
         self._summarize(time.perf_counter() - started)
         return self._signals.exit_code() or self._exit_code
 
-    def _do(self, planned: PlannedFile, where: str) -> None:
+    def _do(self, planned: PlannedFile, where: str, *, alone: bool) -> None:
         """Split or verify one file, and tell what became of it; raise Interrupted."""
         label = functools.partial(label_progress, where, source=planned.source)
 
@@ -4341,7 +4570,7 @@ class _Run:
             self._signals.check()
             self._console.show_progress(label(phase), done, expected)
 
-        _warn_of_trouble(planned, self._args, self._console)
+        _warn_of_trouble(planned, self._args, self._console, alone=alone)
         if planned.will_split:
             self._console.announce(describe_start(where, planned, verify=self._args.verify))
         started = time.perf_counter()
@@ -4431,6 +4660,34 @@ class _Run:
         self._console.report(*lines)
 
 
+def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console) -> int:
+    """Show what the run would do; under --quiet, only what would fail."""
+    lines = describe_plan(
+        plan,
+        args.output,
+        args.traces_per_batch,
+        compress=not args.no_compress,
+        delete_original=args.delete_original,
+    )
+    console.report(*lines)
+    refused = [planned for planned in plan if planned.refusal is not None]
+    for planned in plan:
+        _warn_of_trouble(planned, args, console, alone=True)
+        if console.quiet and planned.refusal is not None:
+            refusal = planned.refusal
+            console.error(
+                f"ERROR {planned.source}: fallaría: {refusal.problem}",
+                f"  Qué hacer: {refusal.hint}.",
+            )
+    unwritable = explain_unwritable(args.output)
+    if unwritable is not None:
+        console.error(
+            f"ERROR {args.output}: no se puede escribir en la carpeta de salida ({unwritable})",
+            f"  Qué hacer: {_SPACE_HINT}.",
+        )
+    return 1 if refused or unwritable is not None else 0
+
+
 def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals) -> int:
     try:
         sources = find_batches(args.input, args.pattern)
@@ -4438,27 +4695,20 @@ def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals)
         console.error(*describe_error(error, args.input, args.output))
         return 1
     if not sources:
-        console.error(
-            f"ERROR {args.input}: no hay archivos .pkl ni .pkl.gz que cumplan «{args.pattern}».",
-            "  Qué hacer: revisa --input y --pattern.",
-        )
+        console.error(*describe_nothing_found(args.input, args.pattern))
         return 1
     if args.verify:
         plan = [PlannedFile(source, _size_of(source)) for source in sources]
     else:
-        plan = plan_run(sources, args.output, skip_existing=args.skip_existing)
-    if args.dry_run:
-        lines = describe_plan(
-            plan,
+        plan = plan_run(
+            sources,
             args.output,
-            args.traces_per_batch,
-            compress=not args.no_compress,
-            delete_original=args.delete_original,
+            skip_existing=args.skip_existing,
+            look_inside=args.dry_run,
         )
-        console.report(*lines)
-        for planned in plan:
-            _warn_of_trouble(planned, args, console)
-        return 1 if any(planned.refusal for planned in plan) else 0
+    _warn_of_run(plan, args, console)
+    if args.dry_run:
+        return _simulate(plan, args, console)
     if args.delete_original and not args.yes:
         confirmed = _confirm_deletion(plan, console, verify=args.verify)
         if not confirmed:

@@ -228,6 +228,16 @@ def mounted_tmpfs(folder: Path, size: str) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.fixture
+def unprivileged() -> tuple[str, ...]:
+    """Return the prefix that makes permissions count, also for root."""
+    if os.geteuid() != 0:
+        return ()
+    if shutil.which("setpriv") is None:
+        pytest.skip("root without setpriv: no permission is ever denied")
+    return ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
+
+
 ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"
 SAMPLED_FILES = ("test_faults.py", "test_worst_day.py")
 SAMPLED_CASES = 2  # of each test of these files
