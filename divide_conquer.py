@@ -60,7 +60,17 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, Optional, Protocol, Union
+from typing import (
+    Any,
+    BinaryIO,
+    Callable,
+    ClassVar,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Protocol,
+    Union,
+)
 
 
 def _require(what: str) -> NoReturn:
@@ -187,6 +197,15 @@ class VerificationError(SplitError):
     """A set that is there is not what its original holds, or cannot be compared with it."""
 
 
+class Interrupted(BaseException):
+    """For a progress to raise: stop here, and undo what is half done.
+
+    leftovers: as in SplitError.
+    """
+
+    leftovers: tuple[Path, ...] = ()
+
+
 _SPANISH_ERRORS = {
     errno.EACCES: "permiso denegado",
     errno.EPERM: "operación no permitida",
@@ -228,7 +247,7 @@ class Phase(enum.Enum):
 Progress = Callable[[Phase, int, int], None]
 """Called as progress(phase, done_bytes, expected_bytes), one call at a time but from any thread.
 
-To cancel the split, raise any exception: it comes out of the call as it is.
+To cancel the split, raise Interrupted, or any exception: it comes out of the call as it is.
 It is never called between the first rename of a publish and the end.
 """
 
@@ -808,6 +827,16 @@ def _load_error(path: Path, error: BaseException) -> LoadError:
     return LoadError(path, reason.problem.format(error=text), reason.hint)
 
 
+def explain_dump(error: BaseException) -> Optional[_Reason]:
+    """Return why traces cannot be pickled, or None where the error is not theirs."""
+    if not _is_explained(error) or _lacks_memory(error):
+        return None
+    reason = _explain_gpu(error) or _NOT_PICKLABLE
+    if isinstance(error, RecursionError):
+        reason = _TOO_DEEP
+    return reason._replace(problem=reason.problem.format(error=_text_of(error)))
+
+
 def not_a_list(path: Path, found: str) -> LoadError:
     """Return the refusal of a top object; found: its type and, where known, its length."""
     hint = _SAVE_A_LIST
@@ -845,8 +874,8 @@ def _run_unpickler(unpickler: _Unpickler) -> Any:
     return unpickler.load()
 
 
-def _run_pickler(pickler: pickle.Pickler, traces: list[Any]) -> None:
-    pickler.dump(traces)
+def _run_pickler(pickler: Any, value: object) -> None:
+    pickler.dump(value)
 
 
 _CALLS_OF_PICKLE = {
@@ -909,6 +938,11 @@ def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
     return traces
 
 
+def flat_view(data: Any) -> memoryview:
+    """Return flat what a pickler writes: PickleBuffer has no len, and may be in Fortran order."""
+    return data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+
+
 _LARGE_COPY_BYTES = 64 << 10  # what the pickler hands on at once (its frame), not copied again
 
 
@@ -919,10 +953,13 @@ class _StorageReducer:
     pickler keeps that copy alive although nothing can refer to it again: 800 MB of tensors in one
     sub-batch took 2.9 GB.  A PickleBuffer in its place is written as the same opcodes, and can be
     released once they are written, which is when the next storage comes.
+    comparable: leave out the address of the storage, by which torch names it, so that equal tensors
+    give equal bytes, which are never to be loaded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, comparable: bool = False) -> None:
         self._last: Optional[pickle.PickleBuffer] = None
+        self._comparable = comparable
 
     def table(self) -> dict[Any, Any]:
         """Return a dispatch table with this for the storages of torch, where traces brought it."""
@@ -936,6 +973,10 @@ class _StorageReducer:
         reduced = storage.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         if len(reduced) == 2 and len(reduced[1]) == 1:  # else torch has changed: it only costs
             copy = reduced[1][0]
+            if self._comparable and type(copy) is bytes:
+                address = str(getattr(storage, "_cdata", None)).encode("ascii")
+                copy = copy.replace(struct.pack("<I", len(address)) + address, b"")
+                reduced = (reduced[0], (copy,))
             if type(copy) is bytes and len(copy) >= _LARGE_COPY_BYTES:
                 self._last = pickle.PickleBuffer(copy)
                 return reduced[0], (self._last,)
@@ -952,13 +993,92 @@ def dump_traces(traces: list[Any], sink: Writable, path: Path) -> None:
     try:
         _run_pickler(pickler, traces)
     except BaseException as error:  # __reduce__ of a trace is foreign code
-        if not _is_explained(error) or _lacks_memory(error):
+        if (reason := explain_dump(error)) is None:
             raise
-        reason = _explain_gpu(error) or _NOT_PICKLABLE
-        if isinstance(error, RecursionError):
-            reason = _TOO_DEEP
-        problem = reason.problem.format(error=_text_of(error))
-        raise SaveError(path, f"No se pudo guardar: {problem}", reason.hint) from error
+        raise SaveError(path, f"No se pudo guardar: {reason.problem}", reason.hint) from error
+
+
+class _Digest:
+    """A sink that keeps a digest of what a pickler writes, which may be larger than the memory."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b()
+
+    def write(self, data: Any) -> int:
+        view = flat_view(data)
+        self._hash.update(view)
+        return view.nbytes
+
+    @classmethod
+    def of(cls, value: object, make_pickler: Callable[..., Any] = pickle.Pickler) -> bytes:
+        """Return the digest of the pickle of a value; raises whatever its code raises."""
+        digest = cls()
+        pickler = make_pickler(digest, pickle.HIGHEST_PROTOCOL)
+        pickler.dispatch_table = _StorageReducer(comparable=True).table()
+        _run_pickler(pickler, value)
+        return digest._hash.digest()
+
+
+_PythonPickler: Any = pickle._Pickler
+
+
+class _SortingPickler(_PythonPickler):  # type: ignore[misc]
+    """Writes the items of sets in an order that depends on nothing but what they are.
+
+    That of a set depends on how it came to be, and on hashes, which for texts are others in each
+    process.  The pickler in C cannot be told.
+    around: ids of sets whose item this is pickled for the place of: they are left empty.
+    """
+
+    dispatch: ClassVar[dict[Any, Any]] = dict(_PythonPickler.dispatch)
+
+    def __init__(self, sink: Writable, protocol: int, around: frozenset[int] = frozenset()) -> None:
+        super().__init__(sink, protocol)
+        self._around = around
+
+    def _save_set(self, items: set[Any]) -> None:
+        self.write(pickle.EMPTY_SET)
+        self.memoize(items)
+        self._save_sorted(items)
+        self.write(pickle.ADDITEMS)
+
+    def _save_frozenset(self, items: frozenset[Any]) -> None:
+        self._save_sorted(items)
+        if id(items) in self.memo:  # it has come to itself, see pickle._Pickler
+            self.write(pickle.POP_MARK + self.get(self.memo[id(items)][0]))
+            return
+        self.write(pickle.FROZENSET)
+        self.memoize(items)
+
+    def _save_sorted(self, items: Iterable[Any]) -> None:
+        self.write(pickle.MARK)
+        if id(items) not in self._around:
+            alone = functools.partial(_SortingPickler, around=self._around | {id(items)})
+            for item in sorted(items, key=lambda item: _Digest.of(item, alone)):
+                self.save(item)
+
+    dispatch[set] = _save_set
+    dispatch[frozenset] = _save_frozenset
+
+
+def are_alike(traces: list[Any], loaded: list[Any], path: Path) -> bool:
+    """Return whether loaded, from a sub-batch at path, is what traces are saved as.
+
+    Alike is what the same pickler writes byte for byte the same.  Where it does not, once more with
+    the traces taken through dump and load, as the first load of a process may share fewer texts
+    than the next (the interpreter interns attribute names while it loads); and once more with the
+    items of sets in one order.  Raises LoadError, or whatever the code of the traces raises.
+    """
+    if len(traces) != len(loaded):
+        return False
+    digest = _Digest.of(loaded)
+    if digest == _Digest.of(traces):
+        return True
+    again = io.BytesIO(pickle.dumps(traces, pickle.HIGHEST_PROTOCOL))
+    traces = load_traces(io.BufferedReader(again), path)
+    if digest == _Digest.of(traces):
+        return True
+    return _Digest.of(loaded, _SortingPickler) == _Digest.of(traces, _SortingPickler)
 
 
 def count_loaded(stream: io.BufferedReader[Any], path: Path) -> int:
@@ -1325,9 +1445,10 @@ class PickleIndex:
 
     # The stack.
 
-    def _begin_object(self, code: int) -> None:
-        """Note what makes the lowest object, and that it may be the list of the traces."""
+    def _begin_object(self, code: int, n_objects: int = -1) -> None:
+        """Note what makes the lowest object, of how many, and that it may be the list of traces."""
         self._bottom = 0 if self._marks else code
+        self._n_objects = n_objects
         self._list_id = -1
         self._list_problem = ""
         del self.trace_starts[:], self.group_stops[:], self.group_ends[:]
@@ -1404,7 +1525,7 @@ class PickleIndex:
     def _make(self, code: int, height: int, span_start: int, end: int) -> None:
         """Put one object in the place of all from this height on."""
         entry, kind, held = span_start, _MADE_KINDS[code], _NO_IDS
-        is_filled = height < len(self._stack)
+        n_objects = len(self._stack) - height
         if code in _TUPLES:
             made, fetched = self._find_changeable(height)
             held = made + array.array("q", [~memo_id for memo_id in fetched])
@@ -1412,14 +1533,14 @@ class PickleIndex:
             kind = _RESULT if n_changeable > len(fetched) else _VALUE
         elif code in _CALLS:
             entry = self._note_call(code, height, span_start, end)
-            if is_filled and self._kinds[height] == _FIXED_MAKER:
+            if n_objects and self._kinds[height] == _FIXED_MAKER:
                 kind = _FIXED
         elif code == _STACK_GLOBAL and self._kinds[height:] == _DTYPE_NAMES:
             kind = _FIXED_MAKER
         self._drop(height)
         if not self._stack:
-            self._begin_object(code)
-            if code == _LIST and is_filled:
+            self._begin_object(code, n_objects)
+            if code == _LIST and n_objects:
                 self._list_problem = _UNUSUAL_LIST
         self._held_heights.extend([height] * len(held))
         self._held_ids += held
@@ -1668,6 +1789,8 @@ class PickleIndex:
         elif is_effect and len(self._stack) > (self._marks[-1][0] if self._marks else 0):
             # Nothing there can be changed; but a PUT would take the call into its span.
             self._kinds[-1] = min(self._kinds[-1], _VALUE)
+            if self._is_list(len(self._stack)):  # between two traces, no sub-batch would take it
+                self._list_problem = _UNUSUAL_LIST
         else:
             self.refuse(_NOT_COPYABLE)
 
@@ -1712,9 +1835,9 @@ class PickleIndex:
             row = self._new_row(call_start, start) if entry >= 0 else ~entry
             for memo_id in changed:
                 self.amendments.setdefault(memo_id, []).append(row)
+        if self._is_list(len(self._stack)) and len(changed) == len(set(fetched)):
+            return False  # a call that fetches no list cannot change the list of the traces
         if is_beneath:
-            if self._is_list(len(self._stack)):
-                self._list_problem = _UNUSUAL_LIST
             self._extend_span(end)
         return is_beneath
 
@@ -1745,7 +1868,8 @@ class PickleIndex:
             type_name = _TYPE_NAMES.get(self._bottom, "any")
             if type_name == "any":
                 self.refuse("contiene un objeto de otra clase, no una lista de traces")
-            raise not_a_list(self._path, type_name)
+            length = f" de longitud {self._n_objects}" if self._bottom in _TUPLES else ""
+            raise not_a_list(self._path, type_name + length)
         if self._list_problem:
             self.refuse(self._list_problem)
         if not self.trace_starts:
@@ -2275,14 +2399,12 @@ def _sync_file(fd: int) -> None:
     os.fsync(fd)
 
 
-def _sync_path(path: Path) -> bool:
-    """Put a file that another run, or a copy, has written on disk."""
+def _sync_path(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         _sync_file(fd)
     finally:
         os.close(fd)
-    return True
 
 
 def _sync_folder(path: Path) -> bool:
@@ -2452,8 +2574,12 @@ class OutputSet:
         exc: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        leftovers = self._roll_back() + self._unlock()
-        if isinstance(exc, SplitError):
+        leftovers: list[Path] = []
+        try:
+            leftovers += self._roll_back()
+        finally:  # Ctrl-C in a notebook must not leave the stem locked as long as that lives
+            leftovers += self._unlock()
+        if isinstance(exc, (SplitError, Interrupted)):
             exc.leftovers = tuple(leftovers)
 
     def _lock(self) -> None:
@@ -2481,11 +2607,22 @@ class OutputSet:
         )
 
     def _unlock(self) -> list[Path]:
-        """Remove the lock, if the system lets us: where it stays, the next run locks it again."""
-        stuck = _remove([self._lock_path])
+        """Remove the lock, if it is still ours: where it stays, the next run locks it again."""
+        with contextlib.ExitStack() as lock:
+            lock.callback(os.close, self._lock_fd)
+            is_ours = self._owns_stem()
+            if fcntl is None:  # Windows removes no open file
+                lock.close()
+            stuck = _remove([self._lock_path]) if is_ours else []
         self.warnings += [f"no se pudo quitar {path.name}" for path in stuck]
-        os.close(self._lock_fd)
         return stuck
+
+    def _owns_stem(self) -> bool:
+        """Return whether the lock has still its name: who took it away may run in our place."""
+        try:
+            return _names_open_file(self._lock_path, self._lock_fd)
+        except OSError:
+            return False
 
     def resolve(self, *, skip_existing: bool) -> bool:
         """Return whether the source is to be skipped; if not, leave nothing of its set.
@@ -2592,9 +2729,9 @@ class OutputSet:
             return []
         try:
             found = find_set(self.folder, self.stem, self._original)
-            owns_stem = self._locked and _names_open_file(self._lock_path, self._lock_fd)
         except OSError:  # the first error is told; the next run clears what is left
             return []
+        owns_stem = self._locked and self._owns_stem()
         finals = [path for path in found.finals if self._is_ours(path)]
         # While the lock is ours, so is every part: one may have been made, but not noted.
         parts = [path for path in found.parts if owns_stem or self._is_ours(path)]
@@ -2852,11 +2989,6 @@ class _Source:
             self._fd = -1
 
 
-def _flat_view(data: Any) -> memoryview:
-    """Return flat what a pickler writes: PickleBuffer has no len, and may be in Fortran order."""
-    return data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
-
-
 class _PickleSink:
     """Where a pickler writes: counts the bytes of the pickle and hands them to the file."""
 
@@ -2866,7 +2998,7 @@ class _PickleSink:
         self.n_bytes = 0
 
     def write(self, data: Any) -> int:
-        view = _flat_view(data)
+        view = flat_view(data)
         self._sink.write(view)
         self.n_bytes += view.nbytes
         self._meter.add(view.nbytes)
@@ -3099,18 +3231,21 @@ def split_file(
         OutputSet(path, original.identity, original.mode, folder) as output,
     ):
         if output.resolve(skip_existing=skip_existing):
-            return SplitReport(path, original.identity.size_bytes, skipped=True)
-        sub_batches, seconds = _write_parts(
-            original,
-            output,
-            traces_per_batch=traces_per_batch,
-            compress=compress,
-            validate=validate,
-            low_memory=low_memory,
-            jobs=jobs or default_jobs(low_memory),
-            progress=progress,
-        )
-        report = _publish(original, output, sub_batches, seconds, delete_original=delete_original)
+            report = SplitReport(path, original.identity.size_bytes, skipped=True)
+        else:
+            sub_batches, seconds = _write_parts(
+                original,
+                output,
+                traces_per_batch=traces_per_batch,
+                compress=compress,
+                validate=validate,
+                low_memory=low_memory,
+                jobs=jobs or default_jobs(low_memory),
+                progress=progress,
+            )
+            report = _publish(
+                original, output, sub_batches, seconds, delete_original=delete_original
+            )
     # Last, as the lock that could not be removed is a warning, too.
     return dataclasses.replace(report, warnings=tuple(output.warnings))
 
@@ -3126,7 +3261,7 @@ _FRAMED_START = b"\x80\x05\x95"  # PROTO 5, FRAME: the default mode; --low-memor
 class VerifyReport:
     """What verify_file found: the set of source is equal, or, with unjudged, cannot be compared.
 
-    Sizes in bytes.  deleted, kept_because: as in SplitReport.
+    Sizes in bytes.  deleted, kept_because, warnings: as in SplitReport.
     """
 
     source: Path
@@ -3136,24 +3271,7 @@ class VerifyReport:
     unjudged: bool = False
     deleted: bool = False
     kept_because: Optional[str] = None
-
-
-class _Digest:
-    """A sink that keeps a digest of what a pickler writes, which may be larger than the memory."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b()
-
-    def write(self, data: Any) -> int:
-        view = _flat_view(data)
-        self._hash.update(view)
-        return view.nbytes
-
-    @classmethod
-    def of(cls, value: object) -> bytes:
-        digest = cls()
-        pickle.Pickler(digest, pickle.HIGHEST_PROTOCOL).dump(value)
-        return digest._hash.digest()
+    warnings: tuple[str, ...] = ()
 
 
 class _Comparison:
@@ -3171,22 +3289,21 @@ class _Comparison:
 def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) -> int:
     """Compare a sub-batch with the traces from first on; return how many it holds.
 
-    Equal is what the same pickler writes byte for byte alike.  The first load of a process may
-    share fewer texts than the next, as the interpreter interns attribute names while it loads: so
-    where they differ, once more with the slice taken through dump and load.
     Raises VerificationError.
     """
     with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
         found = load_traces(stream, final)
     expected = traces[first : first + len(found)]
-    digest = _Digest.of(found)
-    if len(expected) == len(found):
-        if digest == _Digest.of(expected):
+    try:
+        if are_alike(expected, found, final):
             return len(found)
-        if digest == _Digest.of(pickle.loads(pickle.dumps(expected, pickle.HIGHEST_PROTOCOL))):
-            return len(found)
-    pairs = enumerate(zip(expected, found), start=first)
-    number = next((i for i, (one, two) in pairs if _Digest.of([one]) != _Digest.of([two])), None)
+        pairs = enumerate(zip(expected, found), start=first)
+        number = next((n for n, (a, b) in pairs if not are_alike([a], [b], final)), None)
+    except BaseException as error:  # __reduce__ of a trace is foreign code
+        if isinstance(error, SplitError) or (reason := explain_dump(error)) is None:
+            raise
+        problem = f"{final.name} no se puede comparar: {reason.problem}"
+        raise VerificationError(final, problem, reason.hint) from error
     where = "" if number is None else f"; el primero que difiere es el trace {number}"
     raise VerificationError(final, f"{final.name} no es igual al original{where}", _LOOK_AT_SET)
 
@@ -3232,11 +3349,62 @@ def _verify_walked(
     return sum(sizes)
 
 
-def _as_found(final: Path) -> SubBatch:
-    """Return what must still be so of a file of the set when its original is deleted."""
-    status = os.lstat(final)
-    size_bytes = status.st_size
-    return SubBatch(final, final, 0, size_bytes, 0, 0, status.st_ino, status.st_mtime_ns)
+def _find_sub_batches(original: _Source, folder: Path) -> list[SubBatch]:
+    """Return the files of a set, whole as far as names tell, and what must be so of them later."""
+    identity = original.identity
+    stem = batch_stem(original.path.name) or original.path.name
+    found = find_set(folder, stem, Original(identity.size_bytes, identity.mtime_ns))
+    if found.state not in (SetState.WHOLE, SetState.FOREIGN):
+        problem = "no tiene un conjunto completo en la salida"
+        raise VerificationError(
+            original.path, problem, "divídelo con el mismo comando sin --verify"
+        )
+    known = [(final, os.lstat(final)) for final in found.finals]
+    return [
+        SubBatch(path, path, 0, status.st_size, 0, 0, status.st_ino, status.st_mtime_ns)
+        for path, status in known
+    ]
+
+
+@contextlib.contextmanager
+def _explaining_unreadable_set(original: _Source) -> Iterator[None]:
+    try:
+        yield
+    except LoadError as error:
+        if error.path == original.path:
+            raise
+        problem = f"{error.path.name} no se puede leer: {error.problem}"
+        raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
+    except OSError as error:
+        problem = f"no se puede leer su conjunto: {explain_os_error(error)}"
+        raise VerificationError(original.path, problem, _LOOK_AT_SET) from error
+
+
+@contextlib.contextmanager
+def _locked(original: _Source, folder: Path) -> Iterator[OutputSet]:
+    """Keep other runs away from a set that may lose its original: they may yet undo it."""
+    output = OutputSet(original.path, original.identity, original.mode, folder)
+    try:
+        output.__enter__()
+    except SaveError as error:
+        problem = f"no se puede bloquear su conjunto: {error.problem}"
+        raise VerificationError(original.path, problem, error.hint) from error
+    with contextlib.ExitStack() as stack:
+        stack.push(output)
+        yield output
+
+
+def _delete_verified(
+    original: _Source, sub_batches: Sequence[SubBatch], folder: Path
+) -> Optional[str]:
+    """Delete an original whose set is equal; return why not, if so."""
+    try:
+        for sub_batch in sub_batches:  # another run, or a copy, has written it
+            _sync_path(sub_batch.final)
+        durable = _sync_folder(folder)
+    except OSError as error:
+        return f"no se pudo asegurar que su conjunto esté en el disco: {explain_os_error(error)}"
+    return _delete_original(original, sub_batches, durable)
 
 
 def verify_file(
@@ -3256,54 +3424,42 @@ def verify_file(
     sub-batch, and the first such trace where it is known.
     """
     path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
+    warnings: list[str] = []
     with (
         _collector_off(),
         _explaining_lack_of_memory(path, low_memory=low_memory),
         contextlib.closing(_Source(path, progress)) as original,
         original.explaining_change(),
-        contextlib.ExitStack() as locks,
+        _explaining_unreadable_set(original),
+        contextlib.ExitStack() as lock,
     ):
-        identity = original.identity
-        if delete_original and folder.is_dir():  # a run that holds it may yet undo the set
-            locks.enter_context(OutputSet(path, identity, original.mode, folder))
-        found = find_set(
-            folder,
-            batch_stem(path.name) or path.name,
-            Original(identity.size_bytes, identity.mtime_ns),
-        )
-        if found.state not in (SetState.WHOLE, SetState.FOREIGN):
-            problem = "no tiene un conjunto completo en la salida"
-            raise VerificationError(path, problem, "divídelo con el mismo comando sin --verify")
-        finals = found.finals
-        sub_batches = list(map(_as_found, finals))
+        if delete_original and folder.is_dir():
+            warnings = lock.enter_context(_locked(original, folder)).warnings
+        sub_batches = _find_sub_batches(original, folder)
+        finals = [sub_batch.final for sub_batch in sub_batches]
         n_bytes = sum(sub_batch.size_bytes for sub_batch in sub_batches)
         meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
-        try:
-            if low_memory:
-                n_traces = _verify_walked(original, finals, folder, meter)
-            else:
-                n_traces = _verify_loaded(original, finals, meter)
-        except LoadError as error:
-            if error.path == path:
-                raise
-            problem = f"{error.path.name} no se puede leer: {error.problem}"
-            raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
-        except OSError as error:
-            problem = f"no se puede leer su conjunto: {explain_os_error(error)}"
-            raise VerificationError(path, problem, _LOOK_AT_SET) from error
+        if low_memory:
+            n_traces = _verify_walked(original, finals, folder, meter)
+        else:
+            n_traces = _verify_loaded(original, finals, meter)
         _release_memory()
         original.refuse_changed()
-        report = VerifyReport(path, identity.size_bytes, max(n_traces, 0), tuple(finals))
-        if n_traces < 0:
-            because = "--low-memory no puede juzgar un conjunto del modo normal"
-            return dataclasses.replace(
-                report, unjudged=True, kept_because=because if delete_original else None
-            )
-        if not delete_original:
-            return report
-        durable = all(_sync_path(final) for final in finals) and _sync_folder(folder)
-        kept_because = _delete_original(original, sub_batches, durable)
-        return dataclasses.replace(report, deleted=kept_because is None, kept_because=kept_because)
+        kept_because = None
+        if delete_original:
+            kept_because = "--low-memory no puede juzgar un conjunto del modo normal"
+            if n_traces >= 0:
+                kept_because = _delete_verified(original, sub_batches, folder)
+    return VerifyReport(
+        source=path,
+        source_bytes=original.identity.size_bytes,
+        n_traces=max(n_traces, 0),
+        files=tuple(finals),
+        unjudged=n_traces < 0,
+        deleted=delete_original and kept_because is None,
+        kept_because=kept_because,
+        warnings=tuple(warnings),
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -3902,6 +4058,35 @@ def _describe_loader(reports: Sequence[SplitReport]) -> list[str]:
     ]
 
 
+def describe_kept(source: Path, because: str) -> str:
+    """Return the warning (Spanish) that an original was kept although it was to be deleted."""
+    return f"AVISO {source.name}: original conservado: {because}"
+
+
+def describe_interruption(
+    interrupted: Interrupted, current: Optional[Path], n_left: int, *, verify: bool
+) -> list[str]:
+    """Return what a signal has left (Spanish lines) of the file it met, and how to go on."""
+    if current is None:
+        head = "Interrumpido entre dos archivos: no ha quedado nada a medias."
+    elif verify:
+        head = f"Interrumpido al comparar {current.name}: no se ha escrito ni borrado nada de él."
+    elif interrupted.leftovers:
+        names = ", ".join(path.name for path in interrupted.leftovers)
+        head = (
+            f"Interrumpido al dividir {current.name}: su original sigue intacto; "
+            f"no se pudo quitar de la salida: {names}"
+        )
+    else:
+        head = (
+            f"Interrumpido al dividir {current.name}: su original sigue intacto y en la salida "
+            "no queda nada de él."
+        )
+    again = "repite el comando" + (" con --skip-existing para continuar" * (not verify))
+    left = _count(n_left, "archivo queda", "archivos quedan")
+    return [head, f"  {left} sin {'comparar' if verify else 'dividir'}. Qué hacer: {again}."]
+
+
 def describe_summary(
     reports: Sequence[SplitReport],
     failures: Sequence[str],
@@ -3986,10 +4171,6 @@ def describe_plan(
 # Command line
 
 
-class Interrupted(BaseException):
-    """Ctrl-C, SIGTERM or SIGHUP, noticed where the work can be undone."""
-
-
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP"):  # not on Windows
     _SIGNALS.append(signal.SIGHUP)
@@ -3998,13 +4179,15 @@ if hasattr(signal, "SIGHUP"):  # not on Windows
 class _Signals:
     """SIGINT, SIGTERM and SIGHUP (the terminal is gone): kept, so that they hit no half-done step.
 
-    They are noticed where check is called.  Until defer is called they raise at once, as a question
+    They are noticed where check is called; between raise_at_once and defer at once, as a question
     to the user needs it.
+    at_the_end: the process ends with this block, and what comes after it is of no use any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_the_end: bool) -> None:
         self.caught: Optional[int] = None
-        self.deferred = False
+        self._at_the_end = at_the_end
+        self._deferred = True
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -4016,19 +4199,29 @@ class _Signals:
 
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # Python would show a traceback for a Ctrl-C that comes while it shuts down.
+            signal.signal(number, signal.SIG_IGN if self._at_the_end else handler)
 
     def _catch(self, number: int, frame: Optional[FrameType]) -> None:
         self.caught = self.caught or number
-        if not self.deferred:
+        if not self._deferred:
+            self._deferred = True  # once is enough: a second one finds the first being told
             raise Interrupted
 
+    def raise_at_once(self) -> None:
+        self._deferred = False
+        self.check()
+
     def defer(self) -> None:
-        self.deferred = True
+        self._deferred = True
 
     def check(self) -> None:
         if self.caught:
             raise Interrupted
+
+    def exit_code(self) -> int:
+        """Return that of a shell for the first signal (128 and its number), 0 if there was none."""
+        return 128 + self.caught if self.caught else 0
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
@@ -4298,33 +4491,6 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console, *, verify: 
     return False
 
 
-def _split_planned(
-    planned: PlannedFile, args: argparse.Namespace, progress: Progress
-) -> Union[SplitReport, VerifyReport]:
-    if planned.refusal is not None:
-        raise planned.refusal
-    if args.verify:
-        return verify_file(
-            planned.source,
-            args.output,
-            delete_original=args.delete_original,
-            low_memory=args.low_memory,
-            progress=progress,
-        )
-    return split_file(
-        planned.source,
-        args.output,
-        traces_per_batch=args.traces_per_batch,
-        compress=not args.no_compress,
-        validate=not args.no_validate,
-        delete_original=args.delete_original and not planned.skip,  # only what was confirmed
-        skip_existing=args.skip_existing,
-        low_memory=args.low_memory,
-        jobs=args.jobs,
-        progress=progress,
-    )
-
-
 def _warn_of_trouble(
     planned: PlannedFile, args: argparse.Namespace, console: Console, *, alone: bool
 ) -> None:
@@ -4360,71 +4526,138 @@ def _warn_of_run(plan: Sequence[PlannedFile], args: argparse.Namespace, console:
             console.warn(args.output, warning)
 
 
-def _run(
-    plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console, signals: _Signals
-) -> int:
-    """Split the planned files one after the other; a failure of one does not stop the others."""
-    reports: list[SplitReport] = []
-    verified: list[VerifyReport] = []
-    failures: list[str] = []
-    n_kept = 0
-    run_started = time.perf_counter()
-    for number, planned in enumerate(plan, start=1):
-        label = functools.partial(label_progress, f"{number}/{len(plan)}", source=planned.source)
+class _Run:
+    """The planned files, one after the other: a failure of one does not stop the others."""
 
-        def progress(
-            phase: Phase, done: int, expected: int, label: Callable[[Phase], str] = label
-        ) -> None:
-            signals.check()
-            console.show_progress(label(phase), done, expected)
+    def __init__(self, args: argparse.Namespace, console: Console, signals: _Signals) -> None:
+        self._args = args
+        self._console = console
+        self._signals = signals
+        self._split: list[SplitReport] = []
+        self._verified: list[VerifyReport] = []
+        self._failures: list[str] = []
+        self._exit_code = 0
 
-        signals.check()
-        _warn_of_trouble(planned, args, console, alone=len(plan) == 1)
+    def do_all(self, plan: Sequence[PlannedFile]) -> int:
+        """Do all files, or as many as come before a signal; return the exit code."""
+        started = time.perf_counter()
+        n_begun = 0
+        try:
+            for planned in plan:
+                self._signals.check()
+                n_begun += 1
+                self._do(planned, f"{n_begun}/{len(plan)}", alone=len(plan) == 1)
+                self._console.close_bar()
+                gc.collect()
+        except Interrupted as interrupted:
+            n_done = len(self._split) + len(self._verified) + len(self._failures)
+            current = plan[n_done].source if n_done < n_begun else None
+            lines = describe_interruption(
+                interrupted, current, len(plan) - n_done, verify=self._args.verify
+            )
+            self._console.error(*lines)
+        else:
+            if self._signals.caught:
+                self._console.error("Interrumpido cuando ya no quedaba ningún archivo por hacer.")
+        self._summarize(time.perf_counter() - started)
+        return self._signals.exit_code() or self._exit_code
+
+    def _do(self, planned: PlannedFile, where: str, *, alone: bool) -> None:
+        """Split or verify one file, and tell what became of it; raise Interrupted."""
+        label = functools.partial(label_progress, where, source=planned.source)
+
+        def progress(phase: Phase, done: int, expected: int) -> None:
+            self._signals.check()
+            self._console.show_progress(label(phase), done, expected)
+
+        _warn_of_trouble(planned, self._args, self._console, alone=alone)
         if planned.will_split:
-            console.announce(describe_start(f"{number}/{len(plan)}", planned, verify=args.verify))
+            self._console.announce(describe_start(where, planned, verify=self._args.verify))
         started = time.perf_counter()
         try:
-            report = _split_planned(planned, args, progress)
+            if planned.refusal is not None:
+                raise planned.refusal
+            if self._args.verify:
+                self._tell_verified(self._verify(planned, progress), started)
+            else:
+                self._tell_split(planned, self._split_file(planned, progress), started)
         except SplitError as error:
-            console.error(*describe_error(error, planned.source, args.output))
-            failures.append(planned.source.name)
-        except (KeyboardInterrupt, Interrupted):
+            self._fail(planned, describe_error(error, planned.source, self._args.output))
+        except Interrupted:
             raise
         except BaseException:  # a fault of this script: show it, and go on with the others
-            console.error(
-                f"ERROR {planned.source}: fallo inesperado", *traceback.format_exc().splitlines()
+            trace = traceback.format_exc().splitlines()
+            self._fail(planned, [f"ERROR {planned.source}: fallo inesperado", *trace])
+
+    def _split_file(self, planned: PlannedFile, progress: Progress) -> SplitReport:
+        args = self._args
+        return split_file(
+            planned.source,
+            args.output,
+            traces_per_batch=args.traces_per_batch,
+            compress=not args.no_compress,
+            validate=not args.no_validate,
+            delete_original=args.delete_original and not planned.skip,  # only what was confirmed
+            skip_existing=args.skip_existing,
+            low_memory=args.low_memory,
+            jobs=args.jobs,
+            progress=progress,
+        )
+
+    def _verify(self, planned: PlannedFile, progress: Progress) -> VerifyReport:
+        return verify_file(
+            planned.source,
+            self._args.output,
+            delete_original=self._args.delete_original,
+            low_memory=self._args.low_memory,
+            progress=progress,
+        )
+
+    def _tell_split(self, planned: PlannedFile, report: SplitReport, started: float) -> None:
+        self._split.append(report)
+        self._console.report(describe_report(report, time.perf_counter() - started))
+        for warning in report.warnings:
+            self._console.warn(report.source, warning)
+        because = report.kept_because
+        if self._args.delete_original and (planned.skip or report.skipped):
+            because = "ya estaba dividido; para comprobarlo y eliminarlo, usa --verify"
+        # What was skipped from the start was in no list, so nobody expects it to go.
+        self._tell_kept(report.source, because, is_failure=not planned.skip)
+
+    def _tell_verified(self, report: VerifyReport, started: float) -> None:
+        self._verified.append(report)
+        self._console.report(describe_verification(report, time.perf_counter() - started))
+        for warning in report.warnings:
+            self._console.warn(report.source, warning)
+        self._tell_kept(report.source, report.kept_because)
+        if report.unjudged:  # exit 0 is to mean that all are equal: somebody may delete by it
+            self._exit_code = 1
+
+    def _tell_kept(self, source: Path, because: Optional[str], *, is_failure: bool = True) -> None:
+        if because is not None:
+            self._console.error(describe_kept(source, because))
+            self._exit_code = self._exit_code or int(is_failure)
+
+    def _fail(self, planned: PlannedFile, lines: Sequence[str]) -> None:
+        self._failures.append(planned.source.name)
+        self._console.error(*lines)
+        self._exit_code = 1
+
+    def _summarize(self, seconds: float) -> None:
+        delete_original = self._args.delete_original
+        if self._args.verify:
+            lines = describe_verifications(
+                self._verified, self._failures, delete_original=delete_original, seconds=seconds
             )
-            failures.append(planned.source.name)
         else:
-            seconds = time.perf_counter() - started
-            kept_because = report.kept_because
-            if isinstance(report, VerifyReport):
-                console.report(describe_verification(report, seconds))
-                verified.append(report)
-            else:
-                console.report(describe_report(report, seconds))
-                for warning in report.warnings:
-                    console.warn(report.source, warning)
-                reports.append(report)
-            n_kept += kept_because is not None
-            if args.delete_original and planned.skip:  # it was in no list, so nobody expects it
-                kept_because = "ya estaba dividido al empezar; para comprobarlo, --verify"
-            if kept_because is not None:
-                console.error(f"AVISO {report.source.name}: original conservado: {kept_because}")
-        console.close_bar()
-        gc.collect()
-    seconds = time.perf_counter() - run_started
-    if args.verify:
-        lines = describe_verifications(
-            verified, failures, delete_original=args.delete_original, seconds=seconds
-        )
-    else:
-        lines = describe_summary(
-            reports, failures, args.output, delete_original=args.delete_original, seconds=seconds
-        )
-    console.report(*lines)
-    signals.check()
-    return 1 if failures or n_kept else 0
+            lines = describe_summary(
+                self._split,
+                self._failures,
+                self._args.output,
+                delete_original=delete_original,
+                seconds=seconds,
+            )
+        self._console.report(*lines)
 
 
 def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console) -> int:
@@ -4481,7 +4714,7 @@ def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals)
         if not confirmed:
             return 1
     signals.defer()
-    return _run(plan, args, console, signals)
+    return _Run(args, console, signals).do_all(plan)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -4490,23 +4723,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     0: all split or skipped.  1: a file failed, nothing was found, or the deletion was not
     confirmed.  2: wrong usage.  129, 130, 143: SIGHUP, Ctrl-C, SIGTERM.
     """
-    _open_standard_streams()
-    console = Console()
-    with _Signals() as signals:
+    with _Signals(at_the_end=argv is None) as signals:
+        _open_standard_streams()
+        console = Console()
         try:
+            signals.raise_at_once()
             args = _parse_args(argv)
             console.quiet = args.quiet
             _tune_malloc(low_memory=args.low_memory)
             return _plan_and_run(args, console, signals)
         except Interrupted:
-            if signals.deferred:
-                console.error(
-                    "Interrumpido: de lo que estaba a medias no queda nada, su original sigue ahí.",
-                    "  Qué hacer: repite el comando con --skip-existing para continuar.",
-                )
-            else:
-                console.error("Interrumpido: no se ha hecho nada.")
-            return 128 + (signals.caught or 0)
+            console.error("Interrumpido: no se ha hecho nada.")
+            return signals.exit_code()
 
 
 if __name__ == "__main__":

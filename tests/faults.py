@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -68,6 +68,7 @@ class Box:
     mode: tuple[str, ...] = ()
     compress: bool = True
     trace_bytes: int = 2_000
+    verify: bool = False  # compare a set that is there, in place of making it
 
     @property
     def source(self) -> Path:
@@ -106,8 +107,8 @@ class Box:
     def arguments(self, *more: object, delete: bool = True) -> list[object]:
         gone = ("--delete-original", "--yes") if delete else ()
         plain = () if self.compress else ("--no-compress",)
-        n = ("-n", TRACES_PER_BATCH)
-        return ["-i", self.source, "-o", self.output, *n, *plain, *gone, *self.mode, *more]
+        how = ("--verify",) if self.verify else ("-n", TRACES_PER_BATCH, *plain)
+        return ["-i", self.source, "-o", self.output, *how, *gone, *self.mode, *more]
 
     def make(self) -> Box:
         self.source.parent.mkdir(parents=True)
@@ -117,7 +118,7 @@ class Box:
 
     def copy_to(self, root: Path) -> Box:
         shutil.copytree(self.root, root)  # modification times included
-        return Box(root, self.mode, self.compress, self.trace_bytes)
+        return replace(self, root=root)
 
     def source_is_whole(self) -> bool:
         return self.source.exists() and self.source.read_bytes() == pickled_source(
@@ -401,7 +402,7 @@ def finish_after_kill(box: Box) -> None:
     if not box.source.exists():
         assert box.rest() in ([], [box.lock.name])  # killed before it could remove its lock
         return
-    again = split(*box.arguments("--skip-existing"))
+    again = split(*box.arguments(*([] if box.verify else ["--skip-existing"])))
     assert again.returncode == 0, f"the next run fails: {again.stderr}"
     assert "Traceback" not in again.stderr
     assert box.set_is_complete()

@@ -502,7 +502,7 @@ def test_skipped_source_is_never_deleted(folders: Folders) -> None:
     write_batch(folders.source / "b.pkl.gz", [3])
     done = split(*folders.args("--skip-existing", "--delete-original", "--yes"))
     assert done.returncode == 0
-    assert "AVISO a.pkl.gz: original conservado: ya estaba dividido al empezar" in done.stderr
+    assert "AVISO a.pkl.gz: original conservado: ya estaba dividido" in done.stderr
     assert names(folders.source) == ["a.pkl.gz"]
     assert names(folders.output) == sub_names("a", 1) + sub_names("b", 1)
 

@@ -7,6 +7,7 @@ DIVIDE_CONQUER_ALL_FAULTS=1 in the environment.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 import pytest
-from conftest import names
+from conftest import names, split
 from faults import (
     ALL_FAULTS,
     RENAMES,
@@ -87,6 +88,13 @@ def start_interrupted(root: Path, mode: tuple[str, ...], compress: bool) -> Box:
     return box
 
 
+def start_verify(root: Path, mode: tuple[str, ...], compress: bool) -> Box:
+    """The set is there: it is compared with its original, which goes."""
+    box = start_fresh(root, mode, compress)
+    assert split(*box.arguments(delete=False)).returncode == 0
+    return dataclasses.replace(box, verify=True)
+
+
 def rename_call(box: Box) -> str:
     """Return which of the rename calls this C library uses."""
     probe = Box(box.root.with_name(box.root.name + "_probe"), box.mode, box.compress).make()
@@ -97,6 +105,7 @@ def rename_call(box: Box) -> str:
 STARTS = [
     pytest.param(start_fresh, id="fresh"),
     pytest.param(start_interrupted, id="interrupted_publish"),
+    pytest.param(start_verify, id="verify"),
 ]
 Start = Callable[[Path, "tuple[str, ...]", bool], Box]
 
@@ -209,10 +218,11 @@ def test_no_single_fault_loses_a_trace(
     clean = template.copy_to(tmp_path / "clean")
     run = traced(clean)
     assert (run.code, run.err) == (0, "")
-    fresh = start is start_fresh
-    # Once the rest of the killed run is cleared, the two starts do the same.
-    cleared = min(call.began for call in run.calls if call.name in WRITES)
-    calls = [call for call in run.calls if fresh or call.began < cleared]
+    fresh = start is not start_interrupted
+    calls: Sequence[Call] = run.calls
+    if start is start_interrupted:  # once the rest of the killed run is cleared, all is as fresh
+        cleared = min(call.began for call in run.calls if call.name in WRITES)
+        calls = [call for call in run.calls if call.began < cleared]
     faults = choose(all_faults(calls), f"{start.__name__}{compress}{mode}")
     sweep(
         template,

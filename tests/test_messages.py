@@ -255,7 +255,10 @@ CAUSES = {
         damaged_where_code_fails_first(), "el gzip está dañado", COPY_AGAIN, "el gzip está dañado"
     ),
     "tuple": Kind(
-        pickle.dumps(([1], [2])), "un objeto tuple de longitud 2, no una lista", "aparte", "tuple"
+        pickle.dumps(([1], [2])),
+        "un objeto tuple de longitud 2, no una lista",
+        "aparte",
+        "longitud 2",
     ),
 }
 

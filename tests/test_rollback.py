@@ -7,15 +7,29 @@ that another one has taken its place.
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Optional
 
 import pytest
-from conftest import LIMIT_SECONDS, load_set, names, split, write_batch, write_module
+from conftest import (
+    LIMIT_SECONDS,
+    command,
+    load_set,
+    names,
+    pickled_call,
+    pickled_list,
+    split,
+    write_batch,
+    write_module,
+)
+from faults import why_no_strace
 
 import divide_conquer
 from divide_conquer import Phase, SplitError, split_file
@@ -100,6 +114,34 @@ def test_files_of_the_run_that_took_our_place_are_not_touched(
     assert (output / "a_sub0000.pkl.gz.part").read_bytes() == b"of the other run"
     assert pickle.loads(source.read_bytes()) == list(range(5))
 
+
+def test_lock_that_its_owner_removed_meanwhile_is_no_lock(tmp_path: Path) -> None:
+    """Who waits between open and flock may lock a file that has no name any more."""
+    if why := why_no_strace():
+        pytest.skip(why)
+    env = write_module(tmp_path / "modules", "watching", WATCHING)
+    (tmp_path / "a.pkl").write_bytes(pickled_list(pickled_call("watching", "names", "out")))
+    (tmp_path / "out").mkdir()
+    lock = tmp_path / "out" / "a.lock.part"
+    strace = ["strace", "-f", "-qq", "-o", "log", "-P", os.fspath(lock)]
+    delay = ["-e", "trace=flock", "-e", "inject=flock:delay_enter=700000:when=1"]
+    process = subprocess.Popen(
+        [*strace, *delay, *command("-i", "a.pkl", "-o", "out", "--no-compress")],
+        cwd=tmp_path,
+        env=env,
+    )
+    while not lock.exists():
+        time.sleep(0.005)
+    lock.unlink()
+    assert process.wait(LIMIT_SECONDS) == 0
+    assert "DELAYED" in (tmp_path / "log").read_text()
+    assert load_set(tmp_path / "out", "a") == [[["a.lock.part"]]]  # it was there while it was used
+
+
+WATCHING = """
+import os
+def names(folder): return sorted(os.listdir(folder))
+"""
 
 PANIC = """
 import asyncio

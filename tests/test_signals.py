@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -26,6 +27,7 @@ from conftest import (
     write_batch,
     write_module,
 )
+from faults import why_no_strace
 
 # A trace that is loaded once from the source, saved once and loaded again for validation; in the
 # phase that its state names it creates the file "reached" and waits for the file "go".
@@ -157,10 +159,11 @@ def test_signal_undoes_the_batch_and_a_second_run_finishes(
         }[phase]
     )
     assert process.returncode == returncode
-    assert "Interrumpido" in stderr
-    assert "Qué hacer: repite el comando con --skip-existing" in stderr
+    assert "Interrumpido al dividir b.pkl: su original sigue intacto y en la salida no" in stderr
+    assert "2 archivos quedan sin dividir. Qué hacer: repite el comando con --skip" in stderr
     assert "Traceback" not in stderr
     assert "a.pkl.gz: 3 traces" in stdout
+    assert "Resumen: 1 dividido" in stdout
     assert names(scene.output) == ["a_sub0000.pkl.gz", "a_sub0001.pkl.gz"]
     del before["a.pkl.gz"]
     assert snapshot(scene.source) == before
@@ -197,6 +200,92 @@ def test_repeated_signals_do_not_break_the_clean_up(tmp_path: Path) -> None:
     assert process.returncode in (130, 143)
     assert "Traceback" not in stderr
     assert names(scene.output) == ALL_NAMES[:2]
+
+
+def test_signals_until_the_very_end_show_no_traceback(tmp_path: Path) -> None:
+    """Python shows one for a Ctrl-C that comes while it shuts down."""
+    scene = make_scene(tmp_path, "validate")
+    with started(scene) as process:
+        (scene.folder / "go").touch()
+        deadline = time.monotonic() + LIMIT_SECONDS / 2
+        while process.poll() is None and time.monotonic() < deadline:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.0005)
+        _, stderr = process.communicate(timeout=LIMIT_SECONDS / 2)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert "Exception ignored" not in stderr
+    assert stderr.count("Interrumpido") == 1
+    assert names(scene.output) == ALL_NAMES[:2]
+
+
+def signal_in(call: str, path: Path, number: int = signal.SIGINT) -> tuple[str, ...]:
+    """Return a command that runs another, and sends it a signal in its first call on path."""
+    if why := why_no_strace():
+        pytest.skip(why)
+    what = f"inject={call}:signal={number}:when=1"
+    return ("strace", "-f", "-qq", "-o", os.devnull, "-P", os.fspath(path), "-e", what)
+
+
+def test_signal_during_the_last_deletion_tells_that_all_is_done(tmp_path: Path) -> None:
+    source, output = write_batch(tmp_path / "a.pkl.gz", [1, 2, 3]), tmp_path / "out"
+    options = ("-i", source, "-o", output, "-n", 2, "--delete-original", "--yes")
+    done = split(*options, prefix=signal_in("unlink", source))
+    assert done.returncode == 130
+    assert done.stderr == "Interrumpido cuando ya no quedaba ningún archivo por hacer.\n"
+    assert "original eliminado" in done.stdout
+    assert not source.exists()
+    assert load_set(output, "a") == [[1, 2], [3]]
+
+
+def test_signal_during_a_deletion_tells_what_was_not_begun(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    first = write_batch(source / "a.pkl.gz", [1, 2, 3])
+    write_batch(source / "b.pkl.gz", [4])
+    options = ("-i", source, "-o", output, "--delete-original", "--yes")
+    done = split(*options, prefix=signal_in("unlink", first))
+    assert done.returncode == 130
+    assert "Interrumpido entre dos archivos: no ha quedado nada a medias.\n" in done.stderr
+    assert "1 archivo queda sin dividir" in done.stderr
+    assert names(source) == ["b.pkl.gz"]
+
+
+def test_interruption_names_what_it_could_not_remove(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, "validate")
+    if why := why_no_strace():
+        pytest.skip(why)
+    part = scene.output / "b_sub0001.pkl.gz.part"
+    strace = ["strace", "-f", "-qq", "-o", os.devnull, "-P", os.fspath(part)]
+    prefix = (*strace, "-e", "inject=unlink:error=EIO:when=1")
+    process = subprocess.Popen(
+        [*prefix, *command(*scene.args())],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=scene.env,
+    )
+    while not (scene.folder / "reached").exists():
+        time.sleep(0.005)
+    (pid,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(pid), signal.SIGINT)
+    (scene.folder / "go").touch()
+    _, stderr = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 130
+    assert f"no se pudo quitar de la salida: {part.name}" in stderr
+    assert names(scene.output) == [*ALL_NAMES[:2], part.name]
+
+
+def test_warning_of_a_skipped_file_is_told(tmp_path: Path) -> None:
+    source, output = write_batch(tmp_path / "a.pkl.gz", [1, 2, 3]), tmp_path / "out"
+    assert split("-i", source, "-o", output).returncode == 0
+    if why := why_no_strace():
+        pytest.skip(why)
+    lock = os.fspath(output / "a.lock.part")
+    strace = ("strace", "-f", "-qq", "-o", os.devnull, "-P", lock)
+    prefix = (*strace, "-e", "inject=unlink:error=EIO")
+    done = split("-i", source, "-o", output, "--skip-existing", prefix=prefix)
+    assert done.returncode == 0
+    assert "AVISO a.pkl.gz: no se pudo quitar a.lock.part" in done.stderr
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -7,6 +7,9 @@ import gzip
 import os
 import pickle
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import (
     LIMIT_SECONDS,
+    environment,
     names,
     snapshot,
     split,
@@ -21,6 +25,7 @@ from conftest import (
     write_batch,
     write_module,
 )
+from faults import why_no_strace
 
 from divide_conquer import Phase, verify_file
 
@@ -166,7 +171,7 @@ def test_low_memory_finds_a_changed_byte(tmp_path: Path) -> None:
 def test_low_memory_does_not_judge_a_set_of_the_default_mode(tmp_path: Path) -> None:
     source, output = make_set(tmp_path)
     done = verify(source, output, ("--low-memory",))
-    assert done.returncode == 0
+    assert done.returncode == 1  # only what is equal ends with 0: somebody may delete by it
     assert "sin comparar" in done.stdout
     done = verify(source, output, ("--low-memory",), "--delete-original", "--yes")
     assert done.returncode == 1
@@ -265,3 +270,106 @@ def test_texts_that_the_first_load_does_not_share_are_no_difference(tmp_path: Pa
     assert done.returncode == 0
     done = verify(source, tmp_path / "out", (), env=env)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+ODD_TRACES = """
+import struct, sys
+class Text(str): pass  # its hash is another in each process, as that of str
+class TypedStorage:
+    def __init__(self, data): self.data, self._cdata = data, id(self)
+    def __reduce_ex__(self, protocol):
+        address = str(self._cdata).encode()
+        return load_from_bytes, (struct.pack("<I", len(address)) + address + self.data,)
+def load_from_bytes(data):
+    length, = struct.unpack("<I", data[:4])
+    return TypedStorage(data[4 + length:])
+class NotAgain:
+    def __reduce__(self): raise ValueError("not twice")
+def make_not_again(): return NotAgain()
+"""
+
+
+def pickle_odd(folder: Path, expression: str) -> Path:
+    """Pickle a list of odd traces in a process of its own; return the file."""
+    source = folder / "in" / "a.pkl"
+    source.parent.mkdir()
+    env = write_module(folder / "torch", "storage", ODD_TRACES)
+    env["PYTHONPATH"] = os.fspath(folder)
+    code = "import pickle, sys\nfrom torch.storage import *\n"
+    code += f"pickle.dump({expression}, sys.stdout.buffer)"
+    with source.open("wb") as file:
+        subprocess.run([sys.executable, "-c", code], env=env, stdout=file, check=True)
+    return source
+
+
+SETS = "[{*(f'a{i}{j}' for j in range(40)), frozenset(map(str, range(40)))} for i in range(9)]"
+STORAGES = "[TypedStorage(bytes([i]) * 70_000) for i in range(9)]"
+
+
+@pytest.mark.parametrize("expression", [SETS, STORAGES], ids=["sets", "torch-storages"])
+def test_what_is_never_pickled_alike_twice_is_no_difference(
+    tmp_path: Path, expression: str
+) -> None:
+    source, output = pickle_odd(tmp_path, expression), tmp_path / "out"
+    for seed in "123":
+        env = environment(PYTHONPATH=os.fspath(tmp_path), PYTHONHASHSEED=seed)
+        shutil.rmtree(output, ignore_errors=True)
+        assert split("-i", source, "-o", output, "-n", 4, env=env).returncode == 0
+        done = verify(source, output, (), env={**env, "PYTHONHASHSEED": "4"})
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def drop_from_set(traces: list[Any]) -> None:
+    traces[1].remove("a50")
+
+
+def test_item_that_a_set_lacks_is_a_difference(tmp_path: Path) -> None:
+    source, output = pickle_odd(tmp_path, SETS), tmp_path / "out"
+    assert split("-i", source, "-o", output, "-n", 4).returncode == 0
+    rewrite(output / "a_sub0001.pkl.gz", drop_from_set)
+    done = verify(source, output, ())
+    assert done.returncode == 1
+    assert "a_sub0001.pkl.gz no es igual al original; el primero que difiere es el trace 5" in (
+        done.stderr
+    )
+
+
+def test_storage_with_another_byte_is_a_difference(tmp_path: Path) -> None:
+    source, output = pickle_odd(tmp_path, STORAGES), tmp_path / "out"
+    env = environment(PYTHONPATH=os.fspath(tmp_path))
+    options = ("-i", source, "-o", output, "-n", 4, "--no-compress")
+    assert split(*options, env=env).returncode == 0
+    path = output / "a_sub0001.pkl"
+    path.write_bytes(path.read_bytes().replace(b"\x06" * 70_000, b"\x06" * 69_999 + b"\x07"))
+    done = verify(source, output, (), env=env)
+    assert done.returncode == 1
+    assert "el primero que difiere es el trace 6" in done.stderr
+
+
+def test_traces_that_cannot_be_pickled_again_are_told_as_that(tmp_path: Path) -> None:
+    source = tmp_path / "a.pkl"
+    env = write_module(tmp_path / "modules", "odd_traces", ODD_TRACES)
+    source.write_bytes(b"\x80\x02](codd_traces\nmake_not_again\n)Re.")
+    options = ("-i", source, "-o", tmp_path / "out", "--low-memory")
+    assert split(*options, env=env).returncode == 0
+    done = verify(source, tmp_path / "out", (), env=env)
+    assert done.returncode == 1
+    assert "no se puede comparar: sus traces no se pueden volver a guardar" in done.stderr
+    assert "Qué hacer: usa --low-memory" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert split(*options, "--verify", env=env).returncode == 0  # the hint is a way out
+
+
+def test_original_is_kept_where_the_set_cannot_be_synced(tmp_path: Path) -> None:
+    """Another program may have copied it there: only what is on disk lets the original go."""
+    source, output = make_set(tmp_path)
+    if why := why_no_strace():
+        pytest.skip(why)
+    log = tmp_path / "log"
+    inject = ["-P", os.fspath(output / "a_sub0001.pkl.gz"), "-e", "inject=fsync:error=EIO"]
+    strace = ("strace", "-f", "-qq", "-o", os.fspath(log), "-e", "trace=fsync", *inject)
+    done = verify(source, output, (), "--delete-original", "--yes", prefix=strace)
+    assert "INJECTED" in log.read_text()
+    assert done.returncode == 1
+    assert "original conservado: no se pudo asegurar que su conjunto" in done.stderr
+    assert source.exists()
