@@ -3057,6 +3057,15 @@ def _explaining_lack_of_memory(path: Path, *, low_memory: bool) -> Iterator[None
         raise SplitError(path, problem, hint) from error
 
 
+@contextlib.contextmanager
+def _open(path: Path, progress: Progress, *, low_memory: bool) -> Iterator[_Source]:
+    """Open the original for all that is done with it; what fails meanwhile is told truly."""
+    with _collector_off(), _explaining_lack_of_memory(path, low_memory=low_memory):
+        original = _Source(path, progress)
+        with contextlib.closing(original), original.explaining_change():
+            yield original
+
+
 def save_parts(
     batch: Batch,
     output: OutputSet,
@@ -3079,11 +3088,9 @@ def save_parts(
         batch.begin(sizes, output.folder)
     finished: list[Future[SubBatch]] = []
     # The files are closed last: a thread may still be at work on one when an error comes.
-    with (
-        contextlib.ExitStack() as files,
-        ThreadPoolExecutor(jobs) as pool,
-        ThreadPoolExecutor(1) as syncer,
-    ):
+    with contextlib.ExitStack() as files, contextlib.ExitStack() as pools:
+        pool = pools.enter_context(ThreadPoolExecutor(jobs))
+        syncer = pools.enter_context(ThreadPoolExecutor(1))
         for name, first, size in zip(names, itertools.accumulate([0, *sizes]), sizes):
             with _saving(output.folder / name):
                 part = output.create_part(name)
@@ -3222,30 +3229,25 @@ def split_file(
         raise ValueError("delete_original needs validate")
     # Absolute, as the code of a trace may change the working folder.
     path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
-    with (
-        _collector_off(),
-        _explaining_lack_of_memory(path, low_memory=low_memory),
-        contextlib.closing(_Source(path, progress)) as original,
-        original.explaining_change(),
-        _explaining_joblib(original),
-        OutputSet(path, original.identity, original.mode, folder) as output,
-    ):
-        if output.resolve(skip_existing=skip_existing):
-            report = SplitReport(path, original.identity.size_bytes, skipped=True)
-        else:
-            sub_batches, seconds = _write_parts(
-                original,
-                output,
-                traces_per_batch=traces_per_batch,
-                compress=compress,
-                validate=validate,
-                low_memory=low_memory,
-                jobs=jobs or default_jobs(low_memory),
-                progress=progress,
-            )
-            report = _publish(
-                original, output, sub_batches, seconds, delete_original=delete_original
-            )
+    with _open(path, progress, low_memory=low_memory) as original:
+        output_set = OutputSet(path, original.identity, original.mode, folder)
+        with _explaining_joblib(original), output_set as output:
+            if output.resolve(skip_existing=skip_existing):
+                report = SplitReport(path, original.identity.size_bytes, skipped=True)
+            else:
+                sub_batches, seconds = _write_parts(
+                    original,
+                    output,
+                    traces_per_batch=traces_per_batch,
+                    compress=compress,
+                    validate=validate,
+                    low_memory=low_memory,
+                    jobs=jobs or default_jobs(low_memory),
+                    progress=progress,
+                )
+                report = _publish(
+                    original, output, sub_batches, seconds, delete_original=delete_original
+                )
     # Last, as the lock that could not be removed is a warning, too.
     return dataclasses.replace(report, warnings=tuple(output.warnings))
 
@@ -3425,31 +3427,26 @@ def verify_file(
     """
     path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
     warnings: list[str] = []
-    with (
-        _collector_off(),
-        _explaining_lack_of_memory(path, low_memory=low_memory),
-        contextlib.closing(_Source(path, progress)) as original,
-        original.explaining_change(),
-        _explaining_unreadable_set(original),
-        contextlib.ExitStack() as lock,
-    ):
-        if delete_original and folder.is_dir():
-            warnings = lock.enter_context(_locked(original, folder)).warnings
-        sub_batches = _find_sub_batches(original, folder)
-        finals = [sub_batch.final for sub_batch in sub_batches]
-        n_bytes = sum(sub_batch.size_bytes for sub_batch in sub_batches)
-        meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
-        if low_memory:
-            n_traces = _verify_walked(original, finals, folder, meter)
-        else:
-            n_traces = _verify_loaded(original, finals, meter)
-        _release_memory()
-        original.refuse_changed()
-        kept_because = None
-        if delete_original:
-            kept_because = "--low-memory no puede juzgar un conjunto del modo normal"
-            if n_traces >= 0:
-                kept_because = _delete_verified(original, sub_batches, folder)
+    with _open(path, progress, low_memory=low_memory) as original:
+        lock = contextlib.ExitStack()
+        with _explaining_unreadable_set(original), lock:
+            if delete_original and folder.is_dir():
+                warnings = lock.enter_context(_locked(original, folder)).warnings
+            sub_batches = _find_sub_batches(original, folder)
+            finals = [sub_batch.final for sub_batch in sub_batches]
+            n_bytes = sum(sub_batch.size_bytes for sub_batch in sub_batches)
+            meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
+            if low_memory:
+                n_traces = _verify_walked(original, finals, folder, meter)
+            else:
+                n_traces = _verify_loaded(original, finals, meter)
+            _release_memory()
+            original.refuse_changed()
+            kept_because = None
+            if delete_original:
+                kept_because = "--low-memory no puede juzgar un conjunto del modo normal"
+                if n_traces >= 0:
+                    kept_because = _delete_verified(original, sub_batches, folder)
     return VerifyReport(
         source=path,
         source_bytes=original.identity.size_bytes,
