@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import bz2
+import glob
 import gzip
 import os
 import pickle
@@ -11,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from conftest import (
@@ -332,3 +335,25 @@ def test_without_tqdm_one_line_says_what_to_install() -> None:
     )
     assert done.returncode == 1
     assert "ImportError: divide_conquer.py necesita tqdm: " in done.stderr  # what callers catch
+
+
+def find_python38() -> Optional[str]:
+    found = glob.glob(os.path.expanduser("~/.pyenv/versions/3.8.*/bin/python"))
+    return found[0] if found else shutil.which("python3.8")
+
+
+def test_python_3_8_says_which_python_to_install() -> None:
+    python = find_python38()
+    if python is None:
+        pytest.skip("no Python 3.8 here")
+    done = subprocess.run(
+        [python, str(SCRIPT), "--help"], capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    needed = r"divide_conquer\.py necesita Python 3\.9 o posterior, y este es 3\.8\.\d+"
+    install = r"instala uno más nuevo \(por ejemplo, con «uv python install 3\.12»\)"
+    assert re.fullmatch(rf"{needed}: {install} y ejecútalo con él\.\n", done.stderr)
+
+
+def test_the_script_parses_under_python_3_8() -> None:
+    ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,24 +45,31 @@ def project(tmp_path: Path) -> Path:
 USAGE = [b.text for b in blocks("bash") if b.marker is None and "parallel" not in b.text]
 
 
-@pytest.mark.parametrize("command", USAGE, ids=lambda text: text.split("split/")[-1].strip())
-def test_every_usage_example_does_what_it_says(project: Path, command: str) -> None:
-    assert re.fullmatch(r"python divide_conquer\.py [^\n]*\n", command)
+def test_the_examples_of_use_work_one_after_the_other(project: Path) -> None:
+    """As typed by a user who begins with the guide's command, in the environment that is there."""
+    (own,) = [b.text for b in blocks("bash") if b.marker == "own"]
+    install, first = own.splitlines(keepends=True)
+    assert install == "pip install tqdm\n"
     before = snapshot(project / "traces_data")
-    if "--verify" in command:
-        assert run_block(USAGE[0], project).returncode == 0
-    done = run_block(command, project)
-    subs = load_set(project / "traces_data_split", "batch_0000")
-    assert snapshot(project / "traces_data") == before
-    if "--dry-run" in command:
-        assert done.returncode == 0 and subs == []
-    elif "--delete-original" in command:  # asks, and there is no terminal here
-        assert done.returncode == 1 and subs == []
-        assert "necesita confirmación y aquí no hay terminal para pedirla" in done.stderr
-    else:
-        assert (done.returncode, done.stderr) == (0, "")
-        sizes = [100] * 3 if "--traces-per-batch 100" in command else [250, 50]
-        assert [len(sub) for sub in subs] == sizes
+    for command in (first, *USAGE):
+        assert re.fullmatch(r"python divide_conquer\.py [^\n]*\n", command)
+        done = run_block(command, project)
+        (folder,) = re.findall(r"--output (\S+)/", command)
+        subs = load_set(project / folder, "batch_0000")
+        assert snapshot(project / "traces_data") == before
+        if "--dry-run" in command:
+            assert (done.returncode, done.stderr, subs) == (0, "", [])
+        elif "--delete-original" in command:  # asks, and there is no terminal here
+            assert (done.returncode, subs) == (1, [])
+            assert "necesita confirmación y aquí no hay terminal para pedirla" in done.stderr
+        else:
+            assert (done.returncode, done.stderr) == (0, ""), command
+            sizes = [100] * 3 if "--traces-per-batch 100" in command else [250, 50]
+            assert [len(sub) for sub in subs] == sizes
+    assert "Resumen: 2 omitidos" in (project / "dividir.log").read_text(encoding="utf-8")
+    if shutil.which("gzip"):
+        (check,) = re.findall(r"`(gzip -t [^`]+)`", TEXT)[:1]
+        assert run_block(check, project).returncode == 0
 
 
 def test_every_shell_command_is_run_by_a_test_or_by_ci() -> None:
@@ -72,6 +80,7 @@ def test_every_shell_command_is_run_by_a_test_or_by_ci() -> None:
     assert len(by_cluster) == 2  # tests/test_cluster.py
     assert len(blocks("slurm")) == 1
     assert len(USAGE) == 10
+    assert len({text.split("--output")[1] for text in USAGE}) == 10
     assert len(re.findall(r"^```\w", TEXT, re.MULTILINE)) == sum(
         len(blocks(name)) for name in ("bash", "slurm", "python", "console", "text", "mermaid")
     )
@@ -85,11 +94,53 @@ def test_the_loader_reads_every_trace_in_order(project: Path) -> None:
 expected = [f"{number}:{i}" for number in range(2) for i in range(300)]
 assert [traces[i]["question_id"] for i in range(len(traces))] == expected
 assert [trace["question_id"] for trace in traces] == expected
-assert traces.cargar.cache_info().currsize == 2
+assert cargar.cache_info().currsize == 2
 """
     (project / "loader.py").write_text(loader + check, encoding="utf-8")
     done = run_block("python loader.py", project)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "600 0:0\n")
+
+
+def write_loader(project: Path, check: str) -> None:
+    """Write README.md's loader as a module, and a script that uses it."""
+    (loader,) = [b.text for b in blocks("python") if "class Traces" in b.text]
+    (project / "loader.py").write_text(loader, encoding="utf-8")
+    (project / "check.py").write_text(check, encoding="utf-8")
+
+
+def test_the_loader_counts_by_the_stamp_and_goes_to_other_processes(project: Path) -> None:
+    args = "divide_conquer.py -i traces_data -n 70 -o"
+    run_block(f"python {args} gz && python {args} plain --no-compress", project)
+    check = """
+import multiprocessing
+import loader
+
+if __name__ == "__main__":
+    traces = loader.Traces("gz/*.pkl.gz")
+    assert (len(traces), loader.cargar.cache_info().misses) == (600, 0)
+    assert len(loader.Traces("plain/*.pkl")) == 600
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found = pool.map(traces.__getitem__, range(0, 600, 50))
+    assert found == [traces[i] for i in range(0, 600, 50)]
+"""
+    write_loader(project, check)
+    done = run_block("python check.py", project)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_loader_takes_no_mistyped_pattern_for_an_empty_data_set(project: Path) -> None:
+    write_loader(project, 'import loader\nloader.Traces("traces_data_splti/*.pkl.gz")\n')
+    done = run_block("python check.py || true", project)
+    assert "FileNotFoundError: ningún archivo cumple traces_data_splti/*.pkl.gz" in done.stderr
+
+
+def test_the_formula_of_the_loader_gives_the_figures_of_the_table() -> None:
+    rows = [row for row in TEXT.splitlines() if re.match(r"\| (\d+–\d+|más de \d+) GB \|", row)]
+    assert len(rows) == 4
+    for row in rows:
+        numbers = [float(n) for n in re.findall(r"[\d.]+", row.split("|", 2)[2])]
+        for n, gigabytes in zip(numbers[:2], numbers[2:]):
+            assert abs(3 * n * 17 / 1000 - gigabytes) < 0.051
 
 
 def test_the_python_call_works(project: Path) -> None:
@@ -104,6 +155,19 @@ def test_the_python_call_works(project: Path) -> None:
     (project / "traces_data" / "batch_0000.pkl.gz").write_bytes(b"damaged")
     done = run_block("rm -r traces_data_split; python call.py", project, env)
     assert "Qué hacer:" in done.stdout
+
+
+def test_numbers_have_one_form() -> None:
+    """Decimal units, a point, a space: 3.5 GB."""
+    prose = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+    assert re.findall(r"\d,\d|[KMG]iB|\d[kMG]B", prose) == []
+    shown = "".join(b.text for b in blocks("console"))
+    assert re.findall(r"\d[kMG]B|[KMG]iB", shown) == []
+
+
+@pytest.mark.parametrize("words", ["un «s»", "no se dejan", "punto sin pérdida", "en un mal día"])
+def test_words_that_nobody_says_are_gone(words: str) -> None:
+    assert words not in TEXT + SCRIPT.read_text(encoding="utf-8")
 
 
 # Options

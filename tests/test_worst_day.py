@@ -373,7 +373,7 @@ def test_a_pipe_whose_reader_left_does_not_stop_the_work(
     os.close(reader)
     options: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
     options.update(dict.fromkeys(streams, writer))
-    line = command(*box.arguments("-i", box.source.parent))
+    line = command("-i", box.source.parent, *box.arguments()[2:])
     done = subprocess.run(line, stdin=subprocess.DEVNULL, timeout=LIMIT_SECONDS, **options)
     os.close(writer)
     assert done.returncode == int(fails)
