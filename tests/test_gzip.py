@@ -115,7 +115,7 @@ def test_buffers_of_a_pickler_are_taken_in_any_order(order: Any) -> None:
     meter = Meter(lambda *_: None, Phase.SAVE, 1)
     with ThreadPoolExecutor(2) as pool:
         writer = GzipWriter(sink, HEADER, pool, 4)
-        pickled = divide_conquer._PickleSink(writer, meter)
+        pickled = divide_conquer.PickleSink(writer, meter)
         pickle.Pickler(pickled, 5).dump([array, pickle.PickleBuffer(array.data), b"small"])
         writer.close()
     data = gzip.decompress(bytes(sink.data))
@@ -282,7 +282,7 @@ def test_ctrl_c_while_blocks_are_queued_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_jobs_are_the_usable_processors_by_default() -> None:
-    assert 1 <= divide_conquer.usable_processors() <= 10_000
+    assert 1 <= divide_conquer._usable_processors() <= 10_000
     help_text = io.StringIO()
     divide_conquer._make_parser().print_help(help_text)
     assert re.search(r"--jobs.*\s+hilos", help_text.getvalue())

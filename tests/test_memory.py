@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from divide_conquer import cgroup_memory_bytes, dump_traces
+from divide_conquer import _cgroup_memory_bytes, _dump_traces
 
 MIB = 1 << 20
 
@@ -44,23 +44,23 @@ def test_the_tightest_group_counts_and_cache_gives_way(
     write_group(job / "step_0", names, "max" if names is V2 else 2**63 - 4096, 50 * MIB)
     write_group(job, names, 200 * MIB, 60 * MIB)
     write_group(job.parent, names, 900 * MIB, 500 * MIB)
-    assert cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 150 * MIB
+    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 150 * MIB
 
 
 def test_a_container_sees_its_own_group_at_the_root(tmp_path: Path) -> None:
     (tmp_path / "cgroup").write_text("0::/\n")
     write_group(tmp_path / "fs", V2, 100 * MIB, 300 * MIB)
-    assert cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 0
+    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 0
     (tmp_path / "cgroup").write_text("5:memory:/docker/8f2\n")  # named as outside
     write_group(tmp_path / "fs" / "memory", V1, 100 * MIB, 20 * MIB)
-    assert cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 90 * MIB
+    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 90 * MIB
 
 
 @pytest.mark.parametrize("text", ["", "0::/none\n", "odd\n", "5:memory:/none\n"])
 def test_no_group_no_figure(tmp_path: Path, text: str) -> None:
     (tmp_path / "cgroup").write_text(text)
-    assert cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") is None
-    assert cgroup_memory_bytes(tmp_path / "nowhere", tmp_path / "fs") is None
+    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") is None
+    assert _cgroup_memory_bytes(tmp_path / "nowhere", tmp_path / "fs") is None
 
 
 class TypedStorage:
@@ -112,7 +112,7 @@ def test_dump_keeps_no_copy_of_each_storage(torch_storage: None) -> None:
     traces = [TypedStorage(bytes(4 * MIB)) for _ in range(8)]
     sink = Sink()
     tracemalloc.start()
-    dump_traces(traces, sink, Path("a.pkl"))
+    _dump_traces(traces, sink, Path("a.pkl"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sink.n_bytes > 32 * MIB
@@ -124,5 +124,5 @@ def test_storages_are_written_as_pickle_writes_them(torch_storage: None, n_bytes
     one = TypedStorage(b"x" * n_bytes)
     traces = [one, {"again": one, "odd": OddStorage()}, TypedStorage(b"y" * n_bytes), b"z"]
     sink = Joined()
-    dump_traces(traces, sink, Path("a.pkl"))
+    _dump_traces(traces, sink, Path("a.pkl"))
     assert sink.data == pickle.dumps(traces, pickle.HIGHEST_PROTOCOL)

@@ -40,7 +40,7 @@ from conftest import (
 from test_bad_input import BAD_FILES
 from test_bad_input import MODULE as BAD_TRACES
 
-from divide_conquer import LoadError, Phase, _load_error, split_file
+from divide_conquer import LoadError, Phase, load_error, split_file
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 
@@ -505,7 +505,7 @@ def test_missing_module_that_pickles_by_value_points_to_low_memory_alone(
     ],
 )
 def test_errors_of_the_system_are_told_in_spanish(number: int, problem: str, hint: str) -> None:
-    error = _load_error(Path("a.pkl"), OSError(number, os.strerror(number)))
+    error = load_error(Path("a.pkl"), OSError(number, os.strerror(number)))
     assert error.problem == f"no se puede leer ({problem})"
     assert hint in error.hint
 

@@ -254,7 +254,7 @@ def test_a_loader_is_told_the_memory_of_its_cache_and_of_the_one_it_loads(tmp_pa
     ],
 )
 def test_a_size_has_the_form_of_the_guide(n_bytes: int, expected: str) -> None:
-    assert divide_conquer._format_size(n_bytes) == expected
+    assert divide_conquer.format_size(n_bytes) == expected
     assert re.fullmatch(SIZE, expected) or n_bytes == 0
 
 
