@@ -39,6 +39,7 @@ import hashlib
 import importlib
 import io
 import itertools
+import operator
 import os
 import pickle
 import pickletools
@@ -1207,8 +1208,10 @@ _SCALAR_RUN = re.compile(b"(?:%s){1,1000}" % _ANY_SCALAR, re.DOTALL)
 # What kind of object an opcode makes.  Of a call's RESULT nothing is known, but that it is FIXED if
 # the MAKER is numpy.dtype, or makes the bytes of protocol 2; a ROW is no object.  Up to BUILTIN an
 # object can be changed; from ATOM on it fetches nothing.
-_ROW, _RESULT, _BUILTIN, _VALUE, _FIXED, _FIXED_MAKER, _ATOM, _NUMPY_TEXT, _DTYPE_TEXT = range(9)
-_TEXT_KINDS = {b"\x05numpy": _NUMPY_TEXT, b"\x05dtype": _DTYPE_TEXT}
+_ROW, _RESULT, _BUILTIN, _VALUE, _FIXED, _FIXED_MAKER, _ATOM = range(7)
+_NUMPY_TEXT, _DTYPE_TEXT, _JOBLIB_TEXT = range(7, 10)  # atoms, too
+_JOBLIB_NAME = b"joblib.numpy_pickle"  # raw bytes of an array follow its objects
+_TEXT_KINDS = {b"\x05numpy": _NUMPY_TEXT, b"\x05dtype": _DTYPE_TEXT, b"\x13jobli": _JOBLIB_TEXT}
 _FIXED_MAKERS = (b"numpy\ndtype\n", b"_codecs\nencode\n")
 _DTYPE_NAMES = bytes([_NUMPY_TEXT, _DTYPE_TEXT])
 _MADE_KINDS = dict.fromkeys(_CODES.values(), _ATOM)
@@ -1485,13 +1488,16 @@ class PickleIndex:
 
     def _push_text(self, code: int, start: int, end: int, argument: bytes) -> None:
         self._push(code, start, end, argument)
-        if argument[:6] in _TEXT_KINDS:
-            self._kinds[-1] = _TEXT_KINDS[argument[:6]]
+        kind = _TEXT_KINDS.get(argument[:6], _ATOM)
+        if kind != _JOBLIB_TEXT or argument.startswith(_JOBLIB_NAME, 1):
+            self._kinds[-1] = kind
 
     def _push_global(self, code: int, start: int, end: int, argument: bytes) -> None:
         self._push(code, start, end, argument)
         if argument.startswith(_FIXED_MAKERS):
             self._kinds[-1] = _FIXED_MAKER
+        elif argument.startswith(_JOBLIB_NAME + b"\n"):
+            raise LoadError(self._path, *_JOBLIB)
 
     def _push_scalars(self, code: int, start: int, end: int, argument: bytes) -> None:
         if not self._stack:
@@ -1537,6 +1543,8 @@ class PickleIndex:
                 kind = _FIXED
         elif code == _STACK_GLOBAL and self._kinds[height:] == _DTYPE_NAMES:
             kind = _FIXED_MAKER
+        elif code == _STACK_GLOBAL and self._kinds[height] == _JOBLIB_TEXT:
+            raise LoadError(self._path, *_JOBLIB)
         self._drop(height)
         if not self._stack:
             self._begin_object(code, n_objects)
@@ -2895,7 +2903,6 @@ def peak_memory_bytes() -> Optional[int]:
 
 @contextlib.contextmanager
 def _collector_off() -> Iterator[None]:
-    """Keep the cyclic collector from walking millions of new objects again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -2973,20 +2980,33 @@ class _Source:
                 "espera a que nadie lo escriba y repite el comando",
             )
 
-    @contextlib.contextmanager
-    def explaining_change(self) -> Iterator[None]:
-        """If it was written to, say so in place of any other error: that is the better reason."""
-        try:
-            yield
-        except SplitError:
-            self.refuse_changed()
-            raise
-
     def close(self) -> None:
         """Close it, if it is still open."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+@contextlib.contextmanager
+def open_original(path: Path, progress: Progress, *, low_memory: bool) -> Iterator[_Source]:
+    """Give the original while it is worked on, and the better reason for what goes wrong then.
+
+    Whatever failed, that somebody wrote to it explains it; and want of memory is noticed anywhere.
+    The collector is off: it would walk millions of new objects again and again.
+    """
+    with _collector_off(), contextlib.closing(_Source(path, progress)) as original:
+        try:
+            yield original
+        except SplitError:
+            original.refuse_changed()
+            raise
+        except Exception as error:
+            if not _lacks_memory(error):
+                raise
+            problem, hint = _NO_MEMORY
+            if low_memory:
+                hint = "cierra otros programas o hazlo en una máquina con más memoria"
+            raise SplitError(path, problem, hint) from error
 
 
 class _PickleSink:
@@ -3018,54 +3038,6 @@ class Batch(Protocol):
     def close(self) -> None: ...
 
 
-_JOBLIB_NAME = b"joblib.numpy_pickle"  # its arrays follow their opcodes as raw bytes
-_JOBLIB_LOOK_BYTES = 64 << 20
-
-
-@contextlib.contextmanager
-def _explaining_joblib(original: _Source) -> Iterator[None]:
-    """Where its opcodes make no sense, look whether joblib.dump wrote it, and say so."""
-    try:
-        yield
-    except LoadError as error:
-        if error.hint == _COPY_AGAIN and _names_joblib(original):
-            raise LoadError(original.path, *_JOBLIB) from error
-        raise
-
-
-def _names_joblib(original: _Source) -> bool:
-    tail = b""
-    with contextlib.suppress(SplitError, StreamError), original.open_stream() as stream:
-        while stream.tell() < _JOBLIB_LOOK_BYTES and (piece := stream.read(BLOCK_BYTES)):
-            if _JOBLIB_NAME in tail + piece:
-                return True
-            tail = piece[-len(_JOBLIB_NAME) :]
-    return False
-
-
-@contextlib.contextmanager
-def _explaining_lack_of_memory(path: Path, *, low_memory: bool) -> Iterator[None]:
-    """Raise SplitError about path for want of memory, wherever in the split it was noticed."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, SplitError) or not _lacks_memory(error):
-            raise
-        problem, hint = _NO_MEMORY
-        if low_memory:
-            hint = "cierra otros programas o hazlo en una máquina con más memoria"
-        raise SplitError(path, problem, hint) from error
-
-
-@contextlib.contextmanager
-def _open(path: Path, progress: Progress, *, low_memory: bool) -> Iterator[_Source]:
-    """Open the original for all that is done with it; what fails meanwhile is told truly."""
-    with _collector_off(), _explaining_lack_of_memory(path, low_memory=low_memory):
-        original = _Source(path, progress)
-        with contextlib.closing(original), original.explaining_change():
-            yield original
-
-
 def save_parts(
     batch: Batch,
     output: OutputSet,
@@ -3088,23 +3060,22 @@ def save_parts(
         batch.begin(sizes, output.folder)
     finished: list[Future[SubBatch]] = []
     # The files are closed last: a thread may still be at work on one when an error comes.
-    with contextlib.ExitStack() as files, contextlib.ExitStack() as pools:
-        pool = pools.enter_context(ThreadPoolExecutor(jobs))
-        syncer = pools.enter_context(ThreadPoolExecutor(1))
-        for name, first, size in zip(names, itertools.accumulate([0, *sizes]), sizes):
-            with _saving(output.folder / name):
-                part = output.create_part(name)
-                files.callback(part.close)
-                header = output.stamp(first, first + size, batch.n_traces).header()
-                file = GzipWriter(part, header, pool, 2 * jobs) if compress else part
-                sink = _PickleSink(file, meter)
-                n_traces = batch.dump_next(sink)
-                if isinstance(file, GzipWriter):
-                    file.close()
-            if finished:
-                finished[-1].result()  # at most one part is being synced
-            finished.append(syncer.submit(output.finish_part, part, n_traces, sink.n_bytes))
-        sub_batches = [future.result() for future in finished]
+    with contextlib.ExitStack() as files:
+        with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(1) as syncer:
+            for name, first, size in zip(names, itertools.accumulate([0, *sizes]), sizes):
+                with _saving(output.folder / name):
+                    part = output.create_part(name)
+                    files.callback(part.close)
+                    header = output.stamp(first, first + size, batch.n_traces).header()
+                    file = GzipWriter(part, header, pool, 2 * jobs) if compress else part
+                    sink = _PickleSink(file, meter)
+                    n_traces = batch.dump_next(sink)
+                    if isinstance(file, GzipWriter):
+                        file.close()
+                if finished:
+                    finished[-1].result()  # at most one part is being synced
+                finished.append(syncer.submit(output.finish_part, part, n_traces, sink.n_bytes))
+            sub_batches = [future.result() for future in finished]
     meter.add(0)  # a last chance to cancel
     return sub_batches
 
@@ -3136,70 +3107,6 @@ def _delete_original(
     return None
 
 
-def _write_parts(
-    original: _Source,
-    output: OutputSet,
-    *,
-    traces_per_batch: int,
-    compress: bool,
-    validate: bool,
-    low_memory: bool,
-    jobs: int,
-    progress: Progress,
-) -> tuple[list[SubBatch], tuple[float, float, Optional[float]]]:
-    """Load, save and validate; return the parts, and the seconds of the phases that were run.
-
-    The mode decides only how traces are read and counted; all else is the same for both.
-    """
-    make_batch = IndexedBatch if low_memory else LoadedBatch
-    started = time.perf_counter()
-    batch: Batch = make_batch(original.open_stream, original.path)
-    loaded = time.perf_counter()
-    with contextlib.closing(batch):
-        sub_batches = save_parts(
-            batch, output, traces_per_batch, compress=compress, jobs=jobs, progress=progress
-        )
-    n_traces = batch.n_traces
-    del batch
-    _release_memory()
-    saved = time.perf_counter()
-    validate_seconds = None
-    if validate:
-        count_traces = count_walked if low_memory else count_loaded
-        validate_parts(sub_batches, n_traces, count_traces, jobs=jobs, progress=progress)
-        gc.collect()
-        validate_seconds = time.perf_counter() - saved
-    return sub_batches, (loaded - started, saved - loaded, validate_seconds)
-
-
-def _publish(
-    original: _Source,
-    output: OutputSet,
-    sub_batches: Sequence[SubBatch],
-    seconds: tuple[float, float, Optional[float]],
-    *,
-    delete_original: bool,
-) -> SplitReport:
-    """Publish the set, and only then delete the original, where asked."""
-    original.refuse_changed()
-    durable = output.publish(sub_batches)
-    kept_because = _delete_original(original, sub_batches, durable) if delete_original else None
-    return SplitReport(
-        source=original.path,
-        source_bytes=original.identity.size_bytes,
-        n_traces=sum(sub_batch.n_traces for sub_batch in sub_batches),
-        files=tuple(sub_batch.final for sub_batch in sub_batches),
-        output_bytes=sum(sub_batch.size_bytes for sub_batch in sub_batches),
-        pickled_bytes=tuple(sub_batch.pickled_bytes for sub_batch in sub_batches),
-        load_seconds=seconds[0],
-        save_seconds=seconds[1],
-        validate_seconds=seconds[2],
-        peak_memory_bytes=peak_memory_bytes(),
-        deleted=delete_original and kept_because is None,
-        kept_because=kept_because,
-    )
-
-
 def split_file(
     source: Union[str, os.PathLike[str]],
     output_dir: Union[str, os.PathLike[str]],
@@ -3219,34 +3126,68 @@ def split_file(
     source fails at once.  The folder is made if missing.  With delete_original the source goes
     when its whole set is validated and on disk, and only if it has not changed.
 
-    Raises ValueError for arguments that contradict each other, and SplitError (LoadError,
+    Raises TypeError or ValueError for arguments that cannot be meant, and SplitError (LoadError,
     OutputError, SaveError, ValidationError) when the file was not split: then the source is
     untouched, and nothing of this call is left but what error.leftovers names.
     """
-    if traces_per_batch < 1:
+    if operator.index(traces_per_batch) < 1:
         raise ValueError(f"traces_per_batch must be at least 1, not {traces_per_batch}")
+    if jobs is not None and operator.index(jobs) < 1:
+        raise ValueError(f"jobs must be at least 1, not {jobs}")
     if delete_original and not validate:
         raise ValueError("delete_original needs validate")
     # Absolute, as the code of a trace may change the working folder.
     path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
-    with _open(path, progress, low_memory=low_memory) as original:
-        output_set = OutputSet(path, original.identity, original.mode, folder)
-        with _explaining_joblib(original), output_set as output:
+    with open_original(path, progress, low_memory=low_memory) as original:
+        size_bytes = original.identity.size_bytes
+        with OutputSet(path, original.identity, original.mode, folder) as output:
             if output.resolve(skip_existing=skip_existing):
-                report = SplitReport(path, original.identity.size_bytes, skipped=True)
+                report = SplitReport(path, size_bytes, skipped=True)
             else:
-                sub_batches, seconds = _write_parts(
-                    original,
-                    output,
-                    traces_per_batch=traces_per_batch,
-                    compress=compress,
-                    validate=validate,
-                    low_memory=low_memory,
-                    jobs=jobs or default_jobs(low_memory),
-                    progress=progress,
-                )
-                report = _publish(
-                    original, output, sub_batches, seconds, delete_original=delete_original
+                jobs = jobs or default_jobs(low_memory)
+                started = time.perf_counter()
+                # The mode decides how traces are read and counted; all else is the same for both.
+                make_batch = IndexedBatch if low_memory else LoadedBatch
+                batch: Batch = make_batch(original.open_stream, path)
+                loaded = time.perf_counter()
+                with contextlib.closing(batch):
+                    sub_batches = save_parts(
+                        batch,
+                        output,
+                        traces_per_batch,
+                        compress=compress,
+                        jobs=jobs,
+                        progress=progress,
+                    )
+                n_traces = batch.n_traces
+                del batch  # its memory is that of the traces which are read back
+                _release_memory()
+                saved = time.perf_counter()
+                if validate:
+                    count_traces = count_walked if low_memory else count_loaded
+                    validate_parts(
+                        sub_batches, n_traces, count_traces, jobs=jobs, progress=progress
+                    )
+                    gc.collect()
+                validated = time.perf_counter()
+                original.refuse_changed()
+                durable = output.publish(sub_batches)
+                kept_because = None
+                if delete_original:
+                    kept_because = _delete_original(original, sub_batches, durable)
+                report = SplitReport(
+                    source=path,
+                    source_bytes=size_bytes,
+                    n_traces=n_traces,
+                    files=tuple(sub_batch.final for sub_batch in sub_batches),
+                    output_bytes=sum(sub_batch.size_bytes for sub_batch in sub_batches),
+                    pickled_bytes=tuple(sub_batch.pickled_bytes for sub_batch in sub_batches),
+                    load_seconds=loaded - started,
+                    save_seconds=saved - loaded,
+                    validate_seconds=validated - saved if validate else None,
+                    peak_memory_bytes=peak_memory_bytes(),
+                    deleted=delete_original and kept_because is None,
+                    kept_because=kept_because,
                 )
     # Last, as the lock that could not be removed is a warning, too.
     return dataclasses.replace(report, warnings=tuple(output.warnings))
@@ -3427,26 +3368,26 @@ def verify_file(
     """
     path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
     warnings: list[str] = []
-    with _open(path, progress, low_memory=low_memory) as original:
-        lock = contextlib.ExitStack()
-        with _explaining_unreadable_set(original), lock:
-            if delete_original and folder.is_dir():
-                warnings = lock.enter_context(_locked(original, folder)).warnings
-            sub_batches = _find_sub_batches(original, folder)
-            finals = [sub_batch.final for sub_batch in sub_batches]
-            n_bytes = sum(sub_batch.size_bytes for sub_batch in sub_batches)
-            meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
-            if low_memory:
-                n_traces = _verify_walked(original, finals, folder, meter)
-            else:
-                n_traces = _verify_loaded(original, finals, meter)
-            _release_memory()
-            original.refuse_changed()
-            kept_because = None
-            if delete_original:
-                kept_because = "--low-memory no puede juzgar un conjunto del modo normal"
-                if n_traces >= 0:
-                    kept_because = _delete_verified(original, sub_batches, folder)
+    with contextlib.ExitStack() as stack:
+        original = stack.enter_context(open_original(path, progress, low_memory=low_memory))
+        stack.enter_context(_explaining_unreadable_set(original))
+        if delete_original and folder.is_dir():
+            warnings = stack.enter_context(_locked(original, folder)).warnings
+        sub_batches = _find_sub_batches(original, folder)
+        finals = [sub_batch.final for sub_batch in sub_batches]
+        n_bytes = sum(sub_batch.size_bytes for sub_batch in sub_batches)
+        meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
+        if low_memory:
+            n_traces = _verify_walked(original, finals, folder, meter)
+        else:
+            n_traces = _verify_loaded(original, finals, meter)
+        _release_memory()
+        original.refuse_changed()
+        kept_because = None
+        if delete_original:
+            kept_because = "--low-memory no puede juzgar un conjunto del modo normal"
+            if n_traces >= 0:
+                kept_because = _delete_verified(original, sub_batches, folder)
     return VerifyReport(
         source=path,
         source_bytes=original.identity.size_bytes,

@@ -603,6 +603,23 @@ def test_other_or_incomplete_sets_are_refused_untouched(
     assert snapshot(folders.output) == before
 
 
+def test_interrupted_publish_of_another_original_is_not_cleared(folders: Folders) -> None:
+    """It has the name and the date of this one, but the stamps say another size."""
+    source = write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    assert split(*folders.args("-n", 1)).returncode == 0
+    first, *_ = sub_names("a", 3)
+    (folders.output / first).rename(folders.output / f"{first}.part")
+    mtime = source.stat().st_mtime
+    write_batch(source, [1, 2, 3, "more"])
+    for path in (source, *folders.output.iterdir()):
+        os.utime(path, (mtime, mtime))
+    before = snapshot(folders.output)
+    done = split(*folders.args("--skip-existing"))
+    assert done.returncode == 1
+    assert "incompleto o mezclado" in done.stderr
+    assert snapshot(folders.output) == before
+
+
 def test_sets_of_similar_stems_do_not_meet(folders: Folders) -> None:
     write_batch(folders.source / "a.pkl.gz", [1])
     others = ("aa_sub0000.pkl", "a_sub0000_sub0000.pkl", "a_subx.pkl", "a_sub.pkl", "A_sub0000.pkl")

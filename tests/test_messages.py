@@ -263,9 +263,9 @@ CAUSES = {
 }
 
 
-def joblib_bytes(compress: object = 0) -> bytes:
+def joblib_bytes(compress: object = 0, protocol: Optional[int] = None) -> bytes:
     buffer = io.BytesIO()
-    joblib.dump([{"h": np.arange(500.0)}], buffer, compress=compress)
+    joblib.dump([{"h": np.arange(500.0)}], buffer, compress=compress, protocol=protocol)
     return buffer.getvalue()
 
 
@@ -311,6 +311,7 @@ FORMATS = {
     "hdf5": (b"\x89HDF\r\n\x1a\n\0", "es un HDF5", "h5py"),
     "parquet": (b"PAR1\x15\x04", "es un Parquet", "pandas"),
     "joblib": (joblib_bytes(), "lo escribió joblib.dump", "joblib.load"),
+    "joblib_protocol_2": (joblib_bytes(protocol=2), "lo escribió joblib.dump", "joblib.load"),
     "joblib_zlib": (joblib_bytes(3), "comprimido con zlib", "joblib.load"),
     "joblib_gzip": (joblib_bytes(("gzip", 3)), "lo escribió joblib.dump", "joblib.load"),
     "joblib_bz2": (joblib_bytes(("bz2", 3)), "comprimido con bzip2", "«bzip2 -dc < "),

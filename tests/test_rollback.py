@@ -7,6 +7,7 @@ that another one has taken its place.
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import pickle
 import subprocess
@@ -46,7 +47,7 @@ def interrupted_at(line: int) -> Iterator[list[int]]:
     """Raise KeyboardInterrupt before the line-th line that this thread runs of what makes a set."""
     seen = [0]
     watched = {"publish", "_rename", "create_part", "resolve", "save_parts", "validate_parts"}
-    watched |= {"_save_part", "_write_parts", "_publish", "_sync_folder"}
+    watched |= {"split_file", "_sync_folder"}
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
         if frame.f_code.co_filename != divide_conquer.__file__:
@@ -58,7 +59,9 @@ def interrupted_at(line: int) -> Iterator[list[int]]:
             outer = outer.f_back
         if frame.f_code.co_name not in watched:
             return None
-        if event == "line":
+        # A with statement has a line again when it ends, where CPython looks for no signal.
+        is_with = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()[:5] == "with "
+        if event == "line" and not is_with:
             seen[0] += 1
             if seen[0] == line:
                 raise KeyboardInterrupt

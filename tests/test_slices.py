@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 import cloudpickle
 import graphs
+import joblib.func_inspect
 import numpy as np
 import pytest
 from conftest import LIMIT_SECONDS, load_set, names, peak_mib, split, write_batch
@@ -411,6 +412,13 @@ def test_recursive_results_are_no_effects() -> None:
         for traces in ([shared, made, 1], [1, shared, [shared, made]], [{"a": made}, shared]):
             for dump in (pickle.dumps, graphs.dump_python):
                 assert_slices(dump(traces, protocol), 1)
+
+
+def test_name_of_joblib_as_a_text_is_a_text() -> None:
+    traces = ["joblib.numpy_pickle", ["joblib.numpy_pickle", joblib.func_inspect.filter_args]]
+    for protocol in range(6):
+        parts = split_bytes(pickle.dumps(traces, protocol), 1)
+        assert [pickle.loads(part) for part in parts] == [[trace] for trace in traces]
 
 
 # The kinds of files that were once split wrongly.
