@@ -4347,7 +4347,7 @@ def _make_parser() -> _SpanishParser:
         description="Divide batches grandes de traces en batches más pequeños, sin perder ninguno.",
         epilog="ejemplos:\n"
         "  %(prog)s --input traces_data/ --output traces_data_split/\n"
-        "  %(prog)s -i traces_data/batch_0000.pkl.gz -o traces_data_split/ -n 100 --low-memory",
+        "  %(prog)s -i traces_data/ -o traces_data_split/ -n 100 --low-memory",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,  # --del must not delete

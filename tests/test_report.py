@@ -119,7 +119,8 @@ def test_a_bar_names_its_file_and_leaves_the_last_columns_free(
     assert set(screen(done.terminal, columns or 80)) == {""}
 
 
-def test_ctrl_c_leaves_no_dead_bar(tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", [80, 120])
+def test_ctrl_c_leaves_no_dead_bar(tmp_path: Path, columns: int) -> None:
     module = "import time\ndef nap():\n    time.sleep(1.5)\n"
     env = write_module(tmp_path / "modules", "napping", module)
     (tmp_path / "a.pkl").write_bytes(pickled_list(pickled_call("napping", "nap")))
@@ -129,11 +130,11 @@ def test_ctrl_c_leaves_no_dead_bar(tmp_path: Path) -> None:
         prompt="Cargando",
         env=env,
         controlling=True,
-        columns=80,
+        columns=columns,
     )
     assert done.returncode == 130
     assert "^C" in done.terminal
-    left = screen(done.terminal, 80)
+    left = screen(done.terminal, columns)
     assert "Interrumpido" in left[0]
     assert not any("^" in line or "|" in line for line in left)
     assert names(tmp_path / "out") == []
