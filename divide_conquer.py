@@ -70,6 +70,7 @@ from typing import (
     NoReturn,
     Optional,
     Protocol,
+    TextIO,
     Union,
 )
 
@@ -90,7 +91,6 @@ if sys.version_info < (3, 9):  # noqa: UP036 - whoever runs this has not asked p
 
 try:
     from tqdm import tqdm
-    from tqdm.utils import ObjectWrapper
 except ModuleNotFoundError:
     _require(f"tqdm: instálalo con «{shlex.quote(sys.executable)} -m pip install tqdm»")
 
@@ -3698,8 +3698,20 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
-    """Return a warning (Spanish) where a file will hardly fit in memory: a guess, no refusal."""
+def foresee_trouble(
+    planned: PlannedFile, output_dir: Path, low_memory: bool, *, alone: bool
+) -> list[str]:
+    """Return warnings (Spanish) for a file that is to be split: they are guesses, never refusals.
+
+    alone: it is all of the run, so that its need of disk has been told.
+    """
+    if not planned.will_split:
+        return []
+    warnings = [] if low_memory else _foresee_lack_of_memory(planned)
+    return warnings + ([] if alone else foresee_full_disk(planned.size_bytes, output_dir))
+
+
+def _foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
     memory = available_memory_bytes()
     expected = expected_memory_bytes(planned)
     if memory is None or expected <= memory:
@@ -3711,7 +3723,7 @@ def foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
 
 
 def foresee_full_disk(needed_bytes: int, output_dir: Path) -> list[str]:
-    """Return a warning (Spanish) where the output will hardly fit on its disk: a guess, too."""
+    """Return a warning (Spanish) where the output will hardly fit on its disk."""
     with contextlib.suppress(OSError):  # without a figure there is nothing to warn of
         free = free_disk_bytes(output_dir)
         if needed_bytes > free:
@@ -3758,27 +3770,17 @@ def describe_nothing_found(folder: Path, pattern: str) -> list[str]:
     ]
 
 
-class _GuardedStream(ObjectWrapper):
-    """A text stream that goes quiet when nobody reads it, its disk is full or it is closed."""
-
-    def write(self, text: str) -> int:
-        return self._guard("write", text)
-
-    def flush(self) -> int:
-        return self._guard("flush")
-
-    def _guard(self, method: str, *args: str) -> int:
-        if self._wrapped is None:  # Python's own sign of a descriptor that was closed at the start
-            return 0
-        try:
-            return getattr(self._wrapped, method)(*args) or 0
-        except (OSError, ValueError):
-            # Python flushes once more when it exits, and would fail then: let that go nowhere.
-            with contextlib.suppress(OSError, ValueError):
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, self._wrapped.fileno())
-                os.close(null)
-            return 0
+@contextlib.contextmanager
+def _shielding(stream: Any) -> Iterator[None]:
+    """Let the work go on when nobody reads a stream, its disk is full or it is closed."""
+    try:
+        yield
+    except (OSError, ValueError):
+        # Python flushes once more when it exits, and would fail then: let that go nowhere.
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 _COLUMNS, _ROWS = 80, 24  # of a terminal that does not know its own size: 0 x 0, as in containers
@@ -3812,8 +3814,6 @@ class Console:
 
     def __init__(self) -> None:
         self.quiet = False
-        self._stdout = _GuardedStream(sys.stdout)
-        self._stderr = _GuardedStream(sys.stderr)
         self._has_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._bar: Optional[_Bar] = None
         self._bar_key: object = None
@@ -3825,7 +3825,7 @@ class Console:
 
     def report(self, *lines: str) -> None:
         if not self.quiet:
-            self._print(self._stdout, lines)
+            self._print(sys.stdout, lines)
 
     def announce(self, line: str) -> None:
         """Report what begins where no bar shows it: the log of a killed job tells where it was."""
@@ -3833,43 +3833,50 @@ class Console:
             self.report(line)
 
     def warn(self, path: Path, text: str) -> None:
-        self._print(self._stderr, [f"AVISO {path.name}: {text}"])
+        self._print(sys.stderr, [f"AVISO {path.name}: {text}"])
 
     def error(self, *lines: str) -> None:
-        self._print(self._stderr, lines)
+        self._print(sys.stderr, lines)
 
     def show_progress(self, label: str, done_bytes: int, expected_bytes: int) -> None:
         """Show one bar for label, if there is a terminal to show it on."""
         if self.quiet or not self._has_terminal:
             return
-        if self._bar is None or label != self._bar_key:
-            self.close_bar()
-            self._bar_key = label
-            self._bar = _Bar(
-                total=expected_bytes,
-                desc=label,
-                bar_format="{l_bar}{bar}| {sizes} [{elapsed}<{remaining}, {speed}]",
-                ncols=_COLUMNS,
-                nrows=_ROWS,
-                leave=False,
-                file=self._stderr,
-            )
-        # What a sub-batch takes when pickled again is an estimate: never show more than all.
-        self._bar.total = max(done_bytes, expected_bytes)
-        self._bar.update(done_bytes - self._bar.n)
+        with _shielding(sys.stderr):
+            if self._bar is None or label != self._bar_key:
+                self._close_bar()
+                self._bar_key = label
+                self._bar = _Bar(
+                    total=expected_bytes,
+                    desc=label,
+                    bar_format="{l_bar}{bar}| {sizes} [{elapsed}<{remaining}, {speed}]",
+                    ncols=_COLUMNS,
+                    nrows=_ROWS,
+                    leave=False,
+                    file=sys.stderr,
+                )
+            # What a sub-batch takes when pickled again is an estimate: never show more than all.
+            self._bar.total = max(done_bytes, expected_bytes)
+            self._bar.update(done_bytes - self._bar.n)
 
     def close_bar(self) -> None:
-        if self._bar is not None:
-            if not self._bar.disable:  # by TQDM_DISABLE=1
-                # tqdm will blank its own line, not the ^C that a terminal shows behind it.
-                self._stderr.write(f"\r{' ' * (self._bar.columns() - 1)}\r")
-            self._bar.close()
-            self._bar = None
+        with _shielding(sys.stderr):
+            self._close_bar()
 
-    def _print(self, stream: _GuardedStream, lines: Iterable[str]) -> None:
+    def _close_bar(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            if not bar.disable:  # by TQDM_DISABLE=1
+                # tqdm will blank its own line, not the ^C that a terminal shows behind it.
+                sys.stderr.write(f"\r{' ' * (bar.columns() - 1)}\r")
+            bar.close()
+
+    def _print(self, stream: Optional[TextIO], lines: Iterable[str]) -> None:
         self.close_bar()
-        stream.write("".join(_printable(line) + "\n" for line in lines))
-        stream.flush()
+        if stream is not None:  # Python's own sign of a descriptor that was closed at the start
+            with _shielding(stream):
+                stream.write("".join(_printable(line) + "\n" for line in lines))
+                stream.flush()
 
 
 _CACHED_FILES = 2  # sub-batches that a loader keeps while it loads one more: the guide's example
@@ -3909,36 +3916,38 @@ def describe_start(where: str, planned: PlannedFile, *, verify: bool) -> str:
     return f"{what} {where}: {planned.source.name} ({format_size(planned.size_bytes)})"
 
 
-def describe_report(report: SplitReport, seconds: float) -> str:
-    """Return the line (Spanish) that tells what was done with one file, in how many seconds."""
-    name = report.source.name
-    if report.skipped:
-        return f"{name}: omitido, ya tiene sus sub-batches (ni releídos ni comparados con -n)"
-    if report.validate_seconds is None:
-        validation = "sin validar"
+def describe_report(report: Union[SplitReport, VerifyReport], seconds: float) -> str:
+    """Return the line (Spanish) that tells what became of one file, in how many seconds."""
+    line = f"{report.source.name}: "
+    if isinstance(report, VerifyReport):
+        line += _describe_verification(report, seconds)
+    elif report.skipped:
+        line += "omitido, ya tiene sus sub-batches (ni releídos ni comparados con -n)"
     else:
+        line += _describe_split(report, seconds)
+    return line + "; original eliminado" * report.deleted
+
+
+def _describe_split(report: SplitReport, seconds: float) -> str:
+    validation = "sin validar"
+    if report.validate_seconds is not None:
         validation = f"validación {_format_time(report.validate_seconds)}"
-    line = (
-        f"{name}: {' → '.join(_count_results(report.n_traces, len(report.files)))}, "
+    text = (
+        f"{' → '.join(_count_results(report.n_traces, len(report.files)))}, "
         f"{format_size(report.source_bytes)} → {format_size(report.output_bytes)}; "
         f"{_format_time(seconds)} (carga {_format_time(report.load_seconds)}, "
         f"guardado {_format_time(report.save_seconds)}, {validation})"
     )
     if report.peak_memory_bytes is not None:
-        line += f"; memoria máxima hasta ahora {format_size(report.peak_memory_bytes)}"
-    if report.deleted:
-        line += "; original eliminado"
-    return line
+        text += f"; memoria máxima hasta ahora {format_size(report.peak_memory_bytes)}"
+    return text
 
 
-def describe_verification(report: VerifyReport, seconds: float) -> str:
-    """Return the line (Spanish) that tells whether a set is equal to its original."""
-    name = report.source.name
+def _describe_verification(report: VerifyReport, seconds: float) -> str:
     if report.unjudged:
-        return f"{name}: sin comparar; lo escribió el modo normal, quita --low-memory"
+        return "sin comparar; lo escribió el modo normal, quita --low-memory"
     results = " en ".join(_count_results(report.n_traces, len(report.files)))
-    line = f"{name}: igual: {results}; {_format_time(seconds)}"
-    return line + ("; original eliminado" * report.deleted)
+    return f"igual: {results}; {_format_time(seconds)}"
 
 
 def _describe_sources(reports: Sequence[Union[SplitReport, VerifyReport]], n_files: int) -> str:
@@ -3969,7 +3978,6 @@ def _describe_outcome(
 def describe_verifications(
     reports: Sequence[VerifyReport],
     failures: Sequence[str],
-    *,
     delete_original: bool,
     seconds: float,
 ) -> list[str]:
@@ -4056,7 +4064,6 @@ def describe_summary(
     reports: Sequence[SplitReport],
     failures: Sequence[str],
     output_dir: Path,
-    *,
     delete_original: bool,
     seconds: float,
 ) -> list[str]:
@@ -4411,10 +4418,10 @@ def _size_of(path: Path) -> int:
     return 0
 
 
-def _confirm_deletion(plan: Sequence[PlannedFile], console: Console, *, verify: bool) -> bool:
-    """Ask once whether the originals may go; anything but a clear yes is a no."""
+def _may_delete(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console) -> bool:
+    """Ask once, where originals are to go and --yes is missing; all but a clear yes is a no."""
     doomed = [planned for planned in plan if planned.may_be_deleted]
-    if not doomed:
+    if not (args.delete_original and doomed) or args.yes:
         return True
     if not console.can_ask():
         console.error(
@@ -4425,7 +4432,9 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console, *, verify: 
     for planned in doomed:
         console.error(f"  {planned.source} ({format_size(planned.size_bytes)})")
     originals, total = count_sources(doomed)
-    when = "si sus sub-batches son iguales" if verify else "cuando sus sub-batches estén validados"
+    when = "cuando sus sub-batches estén validados"
+    if args.verify:
+        when = "si sus sub-batches son iguales"
     console.error(
         f"A eliminar: {originals} ({total}), cada uno {when} y en "
         "disco. ¿Tienes copia de seguridad y quieres continuar? [s/N]"
@@ -4434,19 +4443,6 @@ def _confirm_deletion(plan: Sequence[PlannedFile], console: Console, *, verify: 
         return True
     console.error("Sin una «s» no se borra ni se divide: no se ha hecho nada.")
     return False
-
-
-def _warn_of_trouble(
-    planned: PlannedFile, args: argparse.Namespace, console: Console, *, alone: bool
-) -> None:
-    """Say what one file may come to regret; alone: _warn_of_run has spoken of the disk."""
-    if not planned.will_split or args.verify:
-        return
-    warnings = [] if args.low_memory else foresee_lack_of_memory(planned)
-    if not alone:
-        warnings += foresee_full_disk(planned.size_bytes, args.output)
-    for warning in warnings:
-        console.warn(planned.source, warning)
 
 
 def _warn_of_run(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console) -> None:
@@ -4478,15 +4474,28 @@ class _Run:
         self._args = args
         self._console = console
         self._signals = signals
-        self._split: list[SplitReport] = []
-        self._verified: list[VerifyReport] = []
+        self._reports: list[Union[SplitReport, VerifyReport]] = []
         self._failures: list[str] = []
         self._exit_code = 0
+        self._work_on: Callable[..., Union[SplitReport, VerifyReport]] = functools.partial(
+            verify_file, low_memory=args.low_memory
+        )
+        if not args.verify:
+            self._work_on = functools.partial(
+                split_file,
+                traces_per_batch=args.traces_per_batch,
+                compress=not args.no_compress,
+                validate=not args.no_validate,
+                skip_existing=args.skip_existing,
+                low_memory=args.low_memory,
+                jobs=args.jobs,
+            )
 
     def do_all(self, plan: Sequence[PlannedFile]) -> int:
         """Do all files, or as many as come before a signal; return the exit code."""
         started = time.perf_counter()
         n_begun = 0
+        gc.freeze()  # the modules and the plan: not to be walked again with every file
         try:
             for planned in plan:
                 self._signals.check()
@@ -4495,7 +4504,7 @@ class _Run:
                 self._console.close_bar()
                 gc.collect()
         except Interrupted as interrupted:
-            n_done = len(self._split) + len(self._verified) + len(self._failures)
+            n_done = len(self._reports) + len(self._failures)
             current = plan[n_done].source if n_done < n_begun else None
             lines = describe_interruption(
                 interrupted, current, len(plan) - n_done, verify=self._args.verify
@@ -4509,79 +4518,57 @@ class _Run:
 
     def _do(self, planned: PlannedFile, where: str, *, alone: bool) -> None:
         """Split or verify one file, and tell what became of it; raise Interrupted."""
+        args = self._args
         label = functools.partial(label_progress, where, source=planned.source)
 
         def progress(phase: Phase, done: int, expected: int) -> None:
             self._signals.check()
             self._console.show_progress(label(phase), done, expected)
 
-        _warn_of_trouble(planned, self._args, self._console, alone=alone)
         if planned.will_split:
-            self._console.announce(describe_start(where, planned, verify=self._args.verify))
+            if not args.verify:
+                for warning in foresee_trouble(planned, args.output, args.low_memory, alone=alone):
+                    self._console.warn(planned.source, warning)
+            self._console.announce(describe_start(where, planned, verify=args.verify))
         started = time.perf_counter()
         try:
             if planned.refusal is not None:
                 raise planned.refusal
-            if self._args.verify:
-                self._tell_verified(self._verify(planned, progress), started)
-            else:
-                self._tell_split(planned, self._split_file(planned, progress), started)
+            report = self._work_on(
+                planned.source,
+                args.output,
+                delete_original=args.delete_original and not planned.skip,  # what was confirmed
+                progress=progress,
+            )
         except SplitError as error:
-            self._fail(planned, describe_error(error, planned.source, self._args.output))
+            self._fail(planned, describe_error(error, planned.source, args.output))
         except Interrupted:
             raise
         except BaseException:  # a fault of this script: show it, and go on with the others
             trace = traceback.format_exc().splitlines()
             self._fail(planned, [f"ERROR {planned.source}: fallo inesperado", *trace])
+        else:
+            self._tell(planned, report, time.perf_counter() - started)
 
-    def _split_file(self, planned: PlannedFile, progress: Progress) -> SplitReport:
-        args = self._args
-        return split_file(
-            planned.source,
-            args.output,
-            traces_per_batch=args.traces_per_batch,
-            compress=not args.no_compress,
-            validate=not args.no_validate,
-            delete_original=args.delete_original and not planned.skip,  # only what was confirmed
-            skip_existing=args.skip_existing,
-            low_memory=args.low_memory,
-            jobs=args.jobs,
-            progress=progress,
-        )
-
-    def _verify(self, planned: PlannedFile, progress: Progress) -> VerifyReport:
-        return verify_file(
-            planned.source,
-            self._args.output,
-            delete_original=self._args.delete_original,
-            low_memory=self._args.low_memory,
-            progress=progress,
-        )
-
-    def _tell_split(self, planned: PlannedFile, report: SplitReport, started: float) -> None:
-        self._split.append(report)
-        self._console.report(describe_report(report, time.perf_counter() - started))
+    def _tell(
+        self, planned: PlannedFile, report: Union[SplitReport, VerifyReport], seconds: float
+    ) -> None:
+        self._reports.append(report)
+        self._console.report(describe_report(report, seconds))
         for warning in report.warnings:
             self._console.warn(report.source, warning)
         because = report.kept_because
-        if self._args.delete_original and (planned.skip or report.skipped):
+        if isinstance(report, VerifyReport):
+            if report.unjudged:  # exit 0 is to mean that all are equal: somebody may delete by it
+                self._exit_code = 1
+        elif self._args.delete_original and report.skipped:
             because = "ya estaba dividido; para comprobarlo y eliminarlo, usa --verify"
-        # What was skipped from the start was in no list, so nobody expects it to go.
-        self._tell_kept(report.source, because, is_failure=not planned.skip)
-
-    def _tell_verified(self, report: VerifyReport, started: float) -> None:
-        self._verified.append(report)
-        self._console.report(describe_verification(report, time.perf_counter() - started))
-        for warning in report.warnings:
-            self._console.warn(report.source, warning)
-        self._tell_kept(report.source, report.kept_because)
-        if report.unjudged:  # exit 0 is to mean that all are equal: somebody may delete by it
-            self._exit_code = 1
-
-    def _tell_kept(self, source: Path, because: Optional[str], *, is_failure: bool = True) -> None:
+        elif self._args.delete_original and planned.skip:
+            because = "no estaba entre los que se iban a eliminar"
         if because is not None:
-            self._console.error(describe_kept(source, because))
-            self._exit_code = self._exit_code or int(is_failure)
+            self._console.error(describe_kept(report.source, because))
+            if not planned.skip:  # else it was in no list, so nobody expects it to go
+                self._exit_code = 1
 
     def _fail(self, planned: PlannedFile, lines: Sequence[str]) -> None:
         self._failures.append(planned.source.name)
@@ -4589,19 +4576,14 @@ class _Run:
         self._exit_code = 1
 
     def _summarize(self, seconds: float) -> None:
+        split = [report for report in self._reports if isinstance(report, SplitReport)]
+        verified = [report for report in self._reports if isinstance(report, VerifyReport)]
         delete_original = self._args.delete_original
         if self._args.verify:
-            lines = describe_verifications(
-                self._verified, self._failures, delete_original=delete_original, seconds=seconds
-            )
+            lines = describe_verifications(verified, self._failures, delete_original, seconds)
         else:
-            lines = describe_summary(
-                self._split,
-                self._failures,
-                self._args.output,
-                delete_original=delete_original,
-                seconds=seconds,
-            )
+            output_dir = self._args.output
+            lines = describe_summary(split, self._failures, output_dir, delete_original, seconds)
         self._console.report(*lines)
 
 
@@ -4617,7 +4599,8 @@ def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Co
     console.report(*lines)
     refused = [planned for planned in plan if planned.refusal is not None]
     for planned in plan:
-        _warn_of_trouble(planned, args, console, alone=True)
+        for warning in foresee_trouble(planned, args.output, args.low_memory, alone=True):
+            console.warn(planned.source, warning)
         if console.quiet and planned.refusal is not None:
             refusal = planned.refusal
             console.error(
@@ -4633,33 +4616,20 @@ def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Co
     return 1 if refused or unwritable is not None else 0
 
 
-def _plan_and_run(args: argparse.Namespace, console: Console, signals: _Signals) -> int:
+def _make_plan(args: argparse.Namespace, console: Console) -> list[PlannedFile]:
+    """Return what is to be done with which files; nothing, and say why, where there are none."""
     try:
         sources = find_batches(args.input, args.pattern)
     except LoadError as error:
         console.error(*describe_error(error, args.input, args.output))
-        return 1
+        return []
     if not sources:
         console.error(*describe_nothing_found(args.input, args.pattern))
-        return 1
     if args.verify:
-        plan = [PlannedFile(source, _size_of(source)) for source in sources]
-    else:
-        plan = plan_run(
-            sources,
-            args.output,
-            skip_existing=args.skip_existing,
-            look_inside=args.dry_run,
-        )
-    _warn_of_run(plan, args, console)
-    if args.dry_run:
-        return _simulate(plan, args, console)
-    if args.delete_original and not args.yes:
-        confirmed = _confirm_deletion(plan, console, verify=args.verify)
-        if not confirmed:
-            return 1
-    signals.defer()
-    return _Run(args, console, signals).do_all(plan)
+        return [PlannedFile(source, _size_of(source)) for source in sources]
+    return plan_run(
+        sources, args.output, skip_existing=args.skip_existing, look_inside=args.dry_run
+    )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -4675,8 +4645,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             signals.raise_at_once()
             args = _parse_args(argv)
             console.quiet = args.quiet
+            plan = _make_plan(args, console)
+            if not plan:
+                return 1
+            _warn_of_run(plan, args, console)
+            if args.dry_run:
+                return _simulate(plan, args, console)
+            if not _may_delete(plan, args, console):
+                return 1
+            signals.defer()
             tune_malloc(low_memory=args.low_memory)
-            return _plan_and_run(args, console, signals)
+            return _Run(args, console, signals).do_all(plan)
         except Interrupted:
             console.error("Interrumpido: no se ha hecho nada.")
             return signals.exit_code()
