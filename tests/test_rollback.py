@@ -33,7 +33,7 @@ from conftest import (
 from faults import why_no_strace
 
 import divide_conquer
-from divide_conquer import Phase, SplitError, split_file
+from divide_conquer import Interrupted, Phase, SplitError, split_file
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 
@@ -114,8 +114,32 @@ def test_files_of_the_run_that_took_our_place_are_not_touched(
 
     with pytest.raises(SplitError, match="otro proceso lo ha quitado o cambiado"):
         split_file(source, output, traces_per_batch=2, low_memory=low_memory, progress=progress)
+    assert names(output) == sorted(others)
     assert (output / "a_sub0000.pkl.gz.part").read_bytes() == b"of the other run"
     assert pickle.loads(source.read_bytes()) == list(range(5))
+
+
+def test_interrupted_clean_up_locks_nothing_for_the_rest_of_a_notebook(tmp_path: Path) -> None:
+    source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
+
+    def interrupt_roll_back(frame: FrameType, event: str, arg: Any) -> None:
+        if frame.f_code.co_name == "_roll_back":
+            raise KeyboardInterrupt
+
+    def progress(phase: Phase, done: int, expected: int) -> None:
+        if phase is Phase.SAVE and done == expected:
+            sys.settrace(interrupt_roll_back)
+            raise Interrupted
+
+    before = sys.gettrace()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            split_file(source, output, progress=progress)
+    finally:
+        sys.settrace(before)
+    assert "a_sub0000.pkl.gz.part" in names(output)
+    assert split_file(source, output).n_traces == 3
+    assert names(output) == ["a_sub0000.pkl.gz"]
 
 
 def test_lock_that_its_owner_removed_meanwhile_is_no_lock(tmp_path: Path) -> None:
