@@ -110,7 +110,24 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
+__all__ = [
+    "Interrupted",
+    "LoadError",
+    "OutputError",
+    "Phase",
+    "SaveError",
+    "SplitError",
+    "SplitReport",
+    "Stamp",
+    "ValidationError",
+    "VerificationError",
+    "VerifyReport",
+    "main",
+    "read_stamp",
+    "split_file",
+    "verify_file",
+]
 
 # ---------------------------------------------------------------------------------------------
 # Constants
@@ -218,6 +235,8 @@ def explain_os_error(error: OSError) -> str:
 
 
 class Phase(enum.Enum):
+    """What a progress is about."""
+
     LOAD = "load"
     SAVE = "save"
     VALIDATE = "validate"
