@@ -2573,7 +2573,18 @@ class IndexedBatch:
 
 
 # ---------------------------------------------------------------------------------------------
-# The set of sub-batches: names, lock, parts, publication. All of a set appears, or nothing.
+# The set of sub-batches: names, lock, parts, publication.  All of a set appears, or nothing.
+#
+#     what is on disk                           what the next run sees (SetState)
+#     nothing, or x_sub000*.part                ABSENT: removes the parts
+#       | rename 1, 2, ...; sync the folder
+#     x_sub0001, ..., x_sub0000.part            INTERRUPTED: removes all, part 0 last
+#       | rename 0; sync the folder
+#     x_sub0000, x_sub0001, ...                 WHOLE, or FOREIGN if it is not of this source
+#
+# A power cut may lose renames since the last sync, in any order; with number 0 last, and a sync
+# before it, the folder never shows a 0 without the others.  Whatever else is there is BROKEN: no
+# run of this script left it, so none removes it.
 
 PART_SUFFIX = ".part"
 _UNCACHE_BYTES = 32 << 20
@@ -2656,6 +2667,7 @@ def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
 
 def find_set(output_dir: Path, stem: str, mark: SourceMark) -> _FoundSet:
     """Look for the set of the source with this stem, size and modification time; touch nothing."""
+    # Not glob: a stem may hold *, ? or [, and a_sub0000_sub0000 is not of a.
     name = re.compile(re.escape(stem) + r"_sub([0-9]+)\.pkl(?:\.gz)?(\.part)?", re.DOTALL)
     found: dict[bool, list[tuple[int, Path]]] = {False: [], True: []}
     for entry in os.listdir(output_dir) if output_dir.is_dir() else ():
@@ -3349,6 +3361,13 @@ def verify_file(
 
 # ---------------------------------------------------------------------------------------------
 # Splitting one file: the steps above in their order.
+#
+#     thread of the caller                     pool (jobs threads)         syncer (1 thread)
+#     pickles, copies into a block of 1 MiB -> deflates it
+#     writes it, in order                   <-
+#     begins the next part                  --------------------------->   fsyncs the last one
+#
+# More threads than that would gain nothing: one pickler fills the pool, one disk takes the bytes.
 
 
 @dataclasses.dataclass(frozen=True)
