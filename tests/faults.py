@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
-from conftest import LIMIT_SECONDS, command, load, names, split, write_batch
+import pytest
+from helpers import LIMIT_SECONDS, load, names, split, start, write_batch
 
 ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"
 
@@ -225,6 +226,20 @@ def why_no_strace() -> Optional[str]:
     return f"strace cannot trace here: {done.stderr.strip()}" if done.returncode else None
 
 
+def under_strace(inject: str, path: Path, log: Path = Path(os.devnull)) -> tuple[str, ...]:
+    """Return the command that runs another with this inject of strace(1) in its calls on path.
+
+    inject: such as "fsync:error=EIO:when=1".  Skips the test where strace cannot trace.
+    """
+    if why := why_no_strace():
+        pytest.skip(why)
+    what = ("-e", f"trace={inject.split(':')[0]}", "-e", f"inject={inject}")
+    return ("strace", "-f", "-qq", "-o", os.fspath(log), "-P", os.fspath(path), *what)
+
+
+needs_strace = pytest.mark.skipif(why_no_strace() is not None, reason=str(why_no_strace()))
+
+
 def _strace(watched: Sequence[Path], log: Path, faults: Sequence[Fault]) -> list[str]:
     line = ["strace", "-f", "-q", "-y", "-s", "0", "-o", os.fspath(log), "-e", f"trace={TRACED}"]
     # With --seccomp-bpf untraced calls cost nothing, but strace 6.1 then injects no signals.
@@ -247,17 +262,9 @@ def _finish(process: subprocess.Popen[str]) -> tuple[str, str]:
         raise AssertionError("the run hangs") from None
 
 
-def _start(line: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        line,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="backslashreplace",
-        start_new_session=True,
-        cwd="/",
-    )
+def _start(box: Box, strace: Sequence[str], delete: bool) -> subprocess.Popen[str]:
+    arguments = box.arguments(delete=delete)
+    return start(*arguments, prefix=tuple(strace), start_new_session=True, cwd="/")
 
 
 def _log_path(box: Box) -> Path:
@@ -271,8 +278,7 @@ def traced(box: Box, *faults: Fault, watch_all: bool = False, delete: bool = Tru
     """
     log_path = _log_path(box)
     watched = box.watched if watch_all or not faults else [box.root / f.path for f in faults]
-    line = [*_strace(watched, log_path, faults), *command(*box.arguments(delete=delete))]
-    process = _start(line)
+    process = _start(box, _strace(watched, log_path, faults), delete)
     out, err = _finish(process)
     assert log_path.exists(), f"strace did not begin: {err}"
     log = log_path.read_text(encoding="utf-8", errors="backslashreplace")
@@ -294,8 +300,7 @@ def stopped(box: Box, at: Fault, *, delete: bool = True) -> Iterator[list[Run]]:
     The list is empty in the block and holds the finished run after it.
     """
     log_path = _log_path(box)
-    line = [*_strace([box.root / at.path], log_path, [at]), *command(*box.arguments(delete=delete))]
-    process = _start(line)
+    process = _start(box, _strace([box.root / at.path], log_path, [at]), delete)
     runs: list[Run] = []
     try:
         limit = time.monotonic() + LIMIT_SECONDS

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from conftest import ROOT, SCRIPT, environment
+from helpers import ROOT, SCRIPT, environment
 
 README = ROOT / "README.md"
 BLOCK_SECONDS = 60

@@ -16,7 +16,7 @@ from typing import Callable
 
 import numpy as np
 import pytest
-from conftest import (
+from helpers import (
     LIMIT_SECONDS,
     load_set,
     mounted_tmpfs,

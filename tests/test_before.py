@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from conftest import (
+from helpers import (
     LIMIT_SECONDS,
     ROOT,
     SCRIPT,
@@ -25,9 +25,9 @@ from conftest import (
     names,
     snapshot,
     split,
+    split_without,
     write_batch,
 )
-from test_fallbacks import split_without
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 

@@ -17,12 +17,13 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 
 import pytest
-from conftest import (
+from helpers import (
     LIMIT_SECONDS,
     SCRIPT,
+    Folders,
     command,
     environment,
     load,
@@ -34,6 +35,7 @@ from conftest import (
     snapshot,
     split,
     split_on_terminal,
+    sub_names,
     write_batch,
     write_module,
 )
@@ -43,26 +45,6 @@ import divide_conquer
 IN_MOVED_TO = 0x80  # sys/inotify.h
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x80-\x9f]")
-
-
-class Folders(NamedTuple):
-    """An input folder that is there and an output folder that is not."""
-
-    source: Path
-    output: Path
-
-    def args(self, *more: object) -> tuple[object, ...]:
-        return ("--input", self.source, "--output", self.output, *more)
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    (tmp_path / "in").mkdir()
-    return Folders(tmp_path / "in", tmp_path / "out")
-
-
-def sub_names(stem: str, count: int, suffix: str = ".pkl.gz") -> list[str]:
-    return [f"{stem}_sub{index:04d}{suffix}" for index in range(count)]
 
 
 # Names and order

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import environment, load_set, names, snapshot, write_batch
+from helpers import environment, load_set, names, snapshot, write_batch
 from readme import blocks, project_copy, run_block
 
 LIMIT_SECONDS = 90

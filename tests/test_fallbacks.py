@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
-from conftest import LIMIT_SECONDS, SCRIPT, environment, load_set, names, write_batch
+from helpers import (
+    LIMIT_SECONDS,
+    NO_ISAL,
+    load_set,
+    names,
+    split_without,
+    write_batch,
+)
 
 from divide_conquer import SplitReport, split_file
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 
 TRACES = [{"question_id": f"q_{i}", "text": "x" * 1000} for i in range(10)]
-
-BEGIN = "import ctypes, errno, os, pathlib, runpy, signal, stat, sys\n"
-END = f"\nsys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 NO_FCNTL = "sys.modules['fcntl'] = None"
 NO_LOCKS = """
@@ -57,7 +59,6 @@ NO_UTIME_BY_FD = "os.supports_fd.discard(os.utime)"
 # No Linux knows this command of macOS, nor does a network volume there: a real EINVAL.
 FULLFSYNC_REFUSED = "import fcntl; fcntl.F_FULLFSYNC = 51"
 NO_SIGHUP = "del signal.SIGHUP"
-NO_ISAL = "sys.modules['isal'] = None"
 
 HARMLESS = {
     "no fcntl": NO_FCNTL,
@@ -78,19 +79,6 @@ HARMLESS = {
         (NO_FCNTL, NO_FADVISE, NO_RESOURCE, NO_PROC, NO_PROCESSOR_COUNT, NO_LIBC, NO_SIGHUP)
     ),
 }
-
-
-def split_without(lacking: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Run the script in a Python from which something was taken away first."""
-    return subprocess.run(
-        [sys.executable, "-c", BEGIN + lacking + END, *map(str, args)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        env=environment(PYTHONUTF8="1"),
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
 
 
 def arguments(folder: Path, *more: object) -> list[object]:

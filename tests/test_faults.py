@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 import pytest
-from conftest import names, split
 from faults import (
     ALL_FAULTS,
     RENAMES,
@@ -38,6 +37,7 @@ from faults import (
     traced,
     why_no_strace,
 )
+from helpers import names, split
 
 pytestmark = [
     pytest.mark.timeout(600 if ALL_FAULTS else 120),

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LIMIT_SECONDS, ROOT, SCRIPT
+from helpers import LIMIT_SECONDS, ROOT, SCRIPT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_traces import make_trace

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
-import pickletools
 import random
 import re
 import struct
@@ -15,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import (
+from helpers import (
     LIMIT_SECONDS,
     command,
     load,
     load_set,
     names,
+    opcodes,
     peak_mib,
     snapshot,
     split,
@@ -33,11 +33,6 @@ import divide_conquer
 from divide_conquer import LoadError
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
-
-
-def opcodes(data: bytes) -> list[tuple[str, Any]]:
-    """Return opcodes and arguments, FRAMEs aside."""
-    return [(op.name, arg) for op, arg, _ in pickletools.genops(data) if op.name != "FRAME"]
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pkl.gz"])

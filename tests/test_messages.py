@@ -27,7 +27,7 @@ import cloudpickle
 import joblib
 import numpy as np
 import pytest
-from conftest import (
+from helpers import (
     LIMIT_SECONDS,
     environment,
     load_set,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LIMIT_SECONDS, names, split
+from helpers import LIMIT_SECONDS, names, split
 
 NUMPY_1 = os.environ.get("DIVIDE_CONQUER_NUMPY1", "")
 

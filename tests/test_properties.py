@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import load, names
+from helpers import load, names
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

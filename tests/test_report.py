@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import (
+from helpers import (
     LIMIT_SECONDS,
+    NO_ISAL,
     command,
     environment,
     names,
@@ -20,10 +21,10 @@ from conftest import (
     pickled_list,
     split,
     split_on_terminal,
+    split_without,
     write_batch,
     write_module,
 )
-from test_fallbacks import NO_ISAL, split_without
 
 import divide_conquer
 

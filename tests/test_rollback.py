@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import linecache
-import os
 import pickle
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Optional
 
 import pytest
-from conftest import (
+from faults import under_strace
+from helpers import (
     LIMIT_SECONDS,
-    command,
     load_set,
     names,
     pickled_call,
     pickled_list,
     split,
+    start,
+    wait_until,
     write_batch,
     write_module,
 )
-from faults import why_no_strace
 
 import divide_conquer
 from divide_conquer import Interrupted, Phase, SplitError, split_file
@@ -144,23 +142,17 @@ def test_interrupted_clean_up_locks_nothing_for_the_rest_of_a_notebook(tmp_path:
 
 def test_lock_that_its_owner_removed_meanwhile_is_no_lock(tmp_path: Path) -> None:
     """Who waits between open and flock may lock a file that has no name any more."""
-    if why := why_no_strace():
-        pytest.skip(why)
     env = write_module(tmp_path / "modules", "watching", WATCHING)
     (tmp_path / "a.pkl").write_bytes(pickled_list(pickled_call("watching", "names", "out")))
     (tmp_path / "out").mkdir()
     lock = tmp_path / "out" / "a.lock.part"
-    strace = ["strace", "-f", "-qq", "-o", "log", "-P", os.fspath(lock)]
-    delay = ["-e", "trace=flock", "-e", "inject=flock:delay_enter=700000:when=1"]
-    process = subprocess.Popen(
-        [*strace, *delay, *command("-i", "a.pkl", "-o", "out", "--no-compress")],
-        cwd=tmp_path,
-        env=env,
-    )
-    while not lock.exists():
-        time.sleep(0.005)
+    late = under_strace("flock:delay_enter=700000:when=1", lock, tmp_path / "log")
+    args = ("-i", "a.pkl", "-o", "out", "--no-compress")
+    process = start(*args, prefix=late, cwd=tmp_path, env=env)
+    wait_until(lock.exists, process)
     lock.unlink()
-    assert process.wait(LIMIT_SECONDS) == 0
+    process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 0
     assert "DELAYED" in (tmp_path / "log").read_text()
     assert load_set(tmp_path / "out", "a") == [[["a.lock.part"]]]  # it was there while it was used
 

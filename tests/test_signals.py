@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import (
+from faults import under_strace
+from helpers import (
     LIMIT_SECONDS,
-    command,
     load,
     load_set,
     names,
@@ -24,10 +24,11 @@ from conftest import (
     snapshot,
     split,
     split_on_terminal,
+    start,
+    wait_until,
     write_batch,
     write_module,
 )
-from faults import why_no_strace
 
 # A trace that is loaded once from the source, saved once and loaded again for validation; in the
 # phase that its state names it creates the file "reached" and waits for the file "go".
@@ -102,23 +103,14 @@ def make_scene(tmp_path: Path, phase: str) -> Scene:
 
 
 @contextlib.contextmanager
-def started(scene: Scene, *more: object, ignored: bool = False) -> Iterator[subprocess.Popen[str]]:
+def started(
+    scene: Scene, *more: object, ignored: bool = False, prefix: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[str]]:
     """Start the script and return once it waits in its phase."""
-    process = subprocess.Popen(
-        command(*scene.args(*more)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        env=scene.env,
-        preexec_fn=ignore_sigint if ignored else None,
-    )
+    preexec = ignore_sigint if ignored else None
+    process = start(*scene.args(*more), prefix=prefix, env=scene.env, preexec_fn=preexec)
     try:
-        deadline = time.monotonic() + LIMIT_SECONDS / 2
-        while not (scene.folder / "reached").exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until((scene.folder / "reached").exists, process)
         yield process
     finally:
         process.kill()
@@ -219,18 +211,13 @@ def test_signals_until_the_very_end_show_no_traceback(tmp_path: Path) -> None:
     assert names(scene.output) == ALL_NAMES[:2]
 
 
-def signal_in(call: str, path: Path, number: int = signal.SIGINT) -> tuple[str, ...]:
-    """Return a command that runs another, and sends it a signal in its first call on path."""
-    if why := why_no_strace():
-        pytest.skip(why)
-    what = f"inject={call}:signal={number}:when=1"
-    return ("strace", "-f", "-qq", "-o", os.devnull, "-P", os.fspath(path), "-e", what)
+SIGINT_IN_UNLINK = "unlink:signal=SIGINT:when=1"
 
 
 def test_signal_during_the_last_deletion_tells_that_all_is_done(tmp_path: Path) -> None:
     source, output = write_batch(tmp_path / "a.pkl.gz", [1, 2, 3]), tmp_path / "out"
     options = ("-i", source, "-o", output, "-n", 2, "--delete-original", "--yes")
-    done = split(*options, prefix=signal_in("unlink", source))
+    done = split(*options, prefix=under_strace(SIGINT_IN_UNLINK, source))
     assert done.returncode == 130
     assert done.stderr == "Interrumpido cuando ya no quedaba ningún archivo por hacer.\n"
     assert "original eliminado" in done.stdout
@@ -243,7 +230,7 @@ def test_signal_during_a_deletion_tells_what_was_not_begun(tmp_path: Path) -> No
     first = write_batch(source / "a.pkl.gz", [1, 2, 3])
     write_batch(source / "b.pkl.gz", [4])
     options = ("-i", source, "-o", output, "--delete-original", "--yes")
-    done = split(*options, prefix=signal_in("unlink", first))
+    done = split(*options, prefix=under_strace(SIGINT_IN_UNLINK, first))
     assert done.returncode == 130
     assert "Interrumpido entre dos archivos: no ha quedado nada a medias.\n" in done.stderr
     assert "1 archivo queda sin dividir" in done.stderr
@@ -252,25 +239,12 @@ def test_signal_during_a_deletion_tells_what_was_not_begun(tmp_path: Path) -> No
 
 def test_interruption_names_what_it_could_not_remove(tmp_path: Path) -> None:
     scene = make_scene(tmp_path, "validate")
-    if why := why_no_strace():
-        pytest.skip(why)
     part = scene.output / "b_sub0001.pkl.gz.part"
-    strace = ["strace", "-f", "-qq", "-o", os.devnull, "-P", os.fspath(part)]
-    prefix = (*strace, "-e", "inject=unlink:error=EIO:when=1")
-    process = subprocess.Popen(
-        [*prefix, *command(*scene.args())],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        env=scene.env,
-    )
-    while not (scene.folder / "reached").exists():
-        time.sleep(0.005)
-    (pid,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(pid), signal.SIGINT)
-    (scene.folder / "go").touch()
-    _, stderr = process.communicate(timeout=LIMIT_SECONDS)
-    assert process.returncode == 130
+    with started(scene, prefix=under_strace("unlink:error=EIO:when=1", part)) as strace:
+        (pid,) = Path(f"/proc/{strace.pid}/task/{strace.pid}/children").read_text().split()
+        os.kill(int(pid), signal.SIGINT)
+        _, stderr = send_and_let_go(strace, scene)
+    assert strace.returncode == 130
     assert f"no se pudo quitar de la salida: {part.name}" in stderr
     assert names(scene.output) == [*ALL_NAMES[:2], part.name]
 
@@ -278,11 +252,7 @@ def test_interruption_names_what_it_could_not_remove(tmp_path: Path) -> None:
 def test_warning_of_a_skipped_file_is_told(tmp_path: Path) -> None:
     source, output = write_batch(tmp_path / "a.pkl.gz", [1, 2, 3]), tmp_path / "out"
     assert split("-i", source, "-o", output).returncode == 0
-    if why := why_no_strace():
-        pytest.skip(why)
-    lock = os.fspath(output / "a.lock.part")
-    strace = ("strace", "-f", "-qq", "-o", os.devnull, "-P", lock)
-    prefix = (*strace, "-e", "inject=unlink:error=EIO")
+    prefix = under_strace("unlink:error=EIO", output / "a.lock.part")
     done = split("-i", source, "-o", output, "--skip-existing", prefix=prefix)
     assert done.returncode == 0
     assert "AVISO a.pkl.gz: no se pudo quitar a.lock.part" in done.stderr

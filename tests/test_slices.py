@@ -29,8 +29,8 @@ import graphs
 import joblib.func_inspect
 import numpy as np
 import pytest
-from conftest import LIMIT_SECONDS, load_set, names, peak_mib, split, write_batch
 from graphs import Plain, find_difference
+from helpers import LIMIT_SECONDS, load_set, names, peak_mib, split, write_batch
 
 import divide_conquer
 from divide_conquer import IndexedBatch, LoadError

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
+from faults import under_strace
+from helpers import (
     LIMIT_SECONDS,
     load,
     names,
@@ -23,7 +24,6 @@ from conftest import (
     write_batch,
     write_module,
 )
-from faults import why_no_strace
 
 from divide_conquer import Phase, ValidationError, split_file
 
@@ -161,12 +161,8 @@ def test_signal_after_the_last_byte_was_validated_cancels(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("mode", [(), ("--low-memory",)], ids=["default", "low_memory"])
 def test_signal_during_the_last_fsync_cancels(tmp_path: Path, mode: tuple[str, ...]) -> None:
-    if why := why_no_strace():
-        pytest.skip(why)
     source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
-    part = os.fspath(output / "a_sub0001.pkl.gz.part")
-    strace = ("strace", "-f", "-qq", "-o", os.devnull, "-P", part)
-    prefix = (*strace, "-e", "inject=fsync:signal=SIGINT")
+    prefix = under_strace("fsync:signal=SIGINT", output / "a_sub0001.pkl.gz.part")
     done = split("-i", source, "-o", output, "-n", 2, "--no-validate", *mode, prefix=prefix)
     assert done.returncode == 130
     assert "Interrumpido al dividir a.pkl" in done.stderr

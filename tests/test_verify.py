@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
+from faults import under_strace
+from helpers import (
     LIMIT_SECONDS,
     environment,
     names,
@@ -25,7 +26,6 @@ from conftest import (
     write_batch,
     write_module,
 )
-from faults import why_no_strace
 
 from divide_conquer import Phase, verify_file
 
@@ -363,11 +363,8 @@ def test_traces_that_cannot_be_pickled_again_are_told_as_that(tmp_path: Path) ->
 def test_original_is_kept_where_the_set_cannot_be_synced(tmp_path: Path) -> None:
     """Another program may have copied it there: only what is on disk lets the original go."""
     source, output = make_set(tmp_path)
-    if why := why_no_strace():
-        pytest.skip(why)
     log = tmp_path / "log"
-    inject = ["-P", os.fspath(output / "a_sub0001.pkl.gz"), "-e", "inject=fsync:error=EIO"]
-    strace = ("strace", "-f", "-qq", "-o", os.fspath(log), "-e", "trace=fsync", *inject)
+    strace = under_strace("fsync:error=EIO", output / "a_sub0001.pkl.gz", log)
     done = verify(source, output, (), "--delete-original", "--yes", prefix=strace)
     assert "INJECTED" in log.read_text()
     assert done.returncode == 1

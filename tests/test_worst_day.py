@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
 import pytest
-from conftest import LIMIT_SECONDS, command, load, load_set, names, split, write_batch
 from faults import (
     ALL_FAULTS,
     STEM,
@@ -26,16 +25,15 @@ from faults import (
     assert_honest_end,
     assert_nothing_lost,
     finish_after_kill,
+    needs_strace,
     stopped,
-    why_no_strace,
 )
+from helpers import LIMIT_SECONDS, command, load, load_set, names, split, start, write_batch
 
 pytestmark = pytest.mark.timeout(600 if ALL_FAULTS else 120)
 
 MODES = [pytest.param((), id="default"), pytest.param(("--low-memory",), id="low_memory")]
 Mode = tuple[str, ...]
-
-needs_strace = pytest.mark.skipif(why_no_strace() is not None, reason=str(why_no_strace()))
 
 # ---------------------------------------------------------------------------------------------
 # A full disk
@@ -167,13 +165,7 @@ class Hit(NamedTuple):
 
 
 def start_run(box: Box) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*box.arguments()),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start(*box.arguments(), stdout=subprocess.DEVNULL)
 
 
 def wait_for_lock(box: Box, process: subprocess.Popen[str]) -> None:
@@ -283,11 +275,7 @@ def test_a_second_run_touches_nothing_of_a_publish_in_progress(
 
 def run_together(lines: Sequence[Sequence[object]]) -> list[tuple[int, str]]:
     """Start all at once; return exit code and stderr of each."""
-    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    processes = [
-        subprocess.Popen(command(*line), stderr=subprocess.PIPE, text=True, **options)
-        for line in lines
-    ]
+    processes = [start(*line, stdout=subprocess.DEVNULL) for line in lines]
     errors = [process.communicate(timeout=LIMIT_SECONDS)[1] for process in processes]
     return [(process.returncode, err) for process, err in zip(processes, errors)]
 

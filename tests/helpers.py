@@ -1,0 +1,298 @@
+"""What many tests share: running the script as a user does, and reading its output without it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import os
+import pickle
+import pickletools
+import pty
+import re
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "divide_conquer.py"
+
+LIMIT_SECONDS = 60  # no test may hang the suite
+
+Mode = tuple[str, ...]
+MODES = [pytest.param((), id="default"), pytest.param(("--low-memory",), id="low_memory")]
+modes = pytest.mark.parametrize("mode", MODES)
+low_memory_or_not = pytest.mark.parametrize(
+    "low_memory", [False, True], ids=["default", "low_memory"]
+)
+
+
+# Running the script
+
+
+def command(*args: object) -> list[str]:
+    """Return the argument list that runs the script with this interpreter."""
+    return [
+        sys.executable,
+        str(SCRIPT),
+        *(os.fspath(arg) if isinstance(arg, Path) else str(arg) for arg in args),
+    ]
+
+
+def split(
+    *args: object, prefix: tuple[str, ...] = (), **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the script without a terminal; its output comes back as text, odd bytes escaped.
+
+    prefix: a command that runs the script's command, such as setpriv with its options.
+    """
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "timeout": LIMIT_SECONDS,
+        **options,
+    }
+    return subprocess.run(
+        [*prefix, *command(*args)], encoding="utf-8", errors="backslashreplace", **options
+    )
+
+
+def start(*args: object, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
+    """Start the script as split does, and do not wait for it."""
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        **options,
+    }
+    return subprocess.Popen(
+        [*prefix, *command(*args)], encoding="utf-8", errors="backslashreplace", **options
+    )
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for what a running script does; fail if it ends before, or does not do it in time."""
+    deadline = time.monotonic() + LIMIT_SECONDS / 2
+    while not happened():
+        if process.poll() is not None and not happened():
+            raise AssertionError(f"ended without it: {process.communicate()}")
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+BEGIN = "import ctypes, errno, os, pathlib, runpy, signal, stat, sys\n"
+END = f"\nsys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+NO_ISAL = "sys.modules['isal'] = None"
+
+
+def split_without(lacking: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run the script in a Python from which something was taken away first, by this code."""
+    return subprocess.run(
+        [sys.executable, "-c", BEGIN + lacking + END, *map(str, args)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment(PYTHONUTF8="1"),
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+
+
+class TerminalRun(NamedTuple):
+    """A run whose stdin and stderr were a terminal; terminal is all that it showed."""
+
+    returncode: int
+    stdout: str
+    terminal: str
+
+
+def split_on_terminal(
+    *args: object,
+    answer: Optional[bytes] = None,
+    prompt: str = "[s/N]",
+    env: Optional[dict[str, str]] = None,
+    controlling: bool = False,
+    rows: int = 24,
+    columns: int = 100,
+) -> TerminalRun:
+    """Run the script on a pseudo-terminal and type answer once it shows the prompt.
+
+    controlling: make it the terminal whose Ctrl-C reaches the script as SIGINT.
+    """
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+    process = subprocess.Popen(
+        command(*args),
+        stdin=slave,
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        start_new_session=True,
+        env=env,
+        preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if controlling else None,
+    )
+    os.close(slave)
+    try:
+        shown = _converse(master, answer, prompt.encode())
+        assert process.stdout is not None
+        stdout = process.stdout.read().decode()
+        return TerminalRun(
+            process.wait(LIMIT_SECONDS), stdout, shown.decode(errors="backslashreplace")
+        )
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+        os.close(master)
+
+
+def _converse(master: int, answer: Optional[bytes], prompt: bytes) -> bytes:
+    shown = b""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        if not select.select([master], [], [], 1)[0]:
+            continue
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # Linux says EIO when the last process has closed its end
+            return shown
+        if not piece:
+            return shown
+        shown += piece
+        if answer is not None and prompt in shown:
+            time.sleep(0.2)  # as a person would: a signal before read(2) begins does not wake it
+            os.write(master, answer)
+            answer = None
+    raise AssertionError(f"no end after {LIMIT_SECONDS} s; shown so far: {shown!r}")
+
+
+def peak_mib(report: str) -> float:
+    """Return the peak memory (MiB) that the report of a run tells."""
+    found = re.search(r"memoria máxima hasta ahora ([\d.]+) ([kMG])B", report)
+    assert found, report
+    return float(found[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[found[2]] / 2**20
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return this environment with changes."""
+    return {**os.environ, **changes}
+
+
+# Writing batches
+
+
+class Folders(NamedTuple):
+    """An input folder that is there and an output folder that is not."""
+
+    source: Path
+    output: Path
+
+    def args(self, *more: object) -> tuple[object, ...]:
+        return ("--input", self.source, "--output", self.output, *more)
+
+
+def write_batch(path: Path, traces: object, protocol: int = 4) -> Path:
+    """Write traces as the producer does: gzip where the name says so, else plain."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wb", 6) if path.suffix == ".gz" else path.open("wb") as file:
+        pickle.dump(traces, file, protocol)
+    return path
+
+
+def pickled_value(value: object) -> bytes:
+    """Return the opcodes that push value: a pickle without its PROTO and STOP."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def pickled_call(module: str, function: str, *args: object) -> bytes:
+    """Return the opcodes that push module.function(*args), which need not be importable here."""
+    return f"c{module}\n{function}\n".encode() + pickled_value(args) + b"R"
+
+
+def pickled_list(*items: bytes) -> bytes:
+    """Return a pickle (protocol 2) of the list of what the items push."""
+    return b"\x80\x02]" + b"".join(item + b"a" for item in items) + b"."
+
+
+def opcodes(data: bytes) -> list[tuple[str, Any]]:
+    """Return opcodes and arguments, FRAMEs aside."""
+    return [(op.name, arg) for op, arg, _ in pickletools.genops(data) if op.name != "FRAME"]
+
+
+def write_module(folder: Path, name: str, source: str) -> dict[str, str]:
+    """Write a module; return an environment in which the script can import it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.py").write_text(source, encoding="utf-8")
+    return environment(PYTHONPATH=str(folder))
+
+
+# Reading what is there, without the script
+
+
+def load(path: Path) -> Any:
+    """Load one file with the standard library alone; fail if anything follows the pickle."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        value = pickle.load(file)
+        assert file.read() == b""
+    return value
+
+
+def load_set(folder: Path, stem: str) -> list[Any]:
+    """Return the sub-batches of one source, in the order of their names."""
+    final = re.compile(re.escape(stem) + r"_sub[0-9]+\.pkl(\.gz)?")
+    return [load(folder / name) for name in names(folder) if final.fullmatch(name)]
+
+
+def sub_names(stem: str, count: int, suffix: str = ".pkl.gz") -> list[str]:
+    """Return the names of a set of count sub-batches."""
+    return [f"{stem}_sub{index:04d}{suffix}" for index in range(count)]
+
+
+def names(folder: Path) -> list[str]:
+    """Return what lies in a folder, sorted; an empty list where there is no folder."""
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+class Entry(NamedTuple):
+    """One file of a snapshot; content is None for what is no regular file."""
+
+    content: Optional[bytes]
+    inode: int
+    mtime_ns: int
+
+
+def snapshot(folder: Path) -> dict[str, Entry]:
+    """Return all that lies under folder, to be compared with a later snapshot."""
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        mtime_ns = 0 if path.is_dir() else status.st_mtime_ns
+        entries[str(path.relative_to(folder))] = Entry(content, status.st_ino, mtime_ns)
+    return entries
+
+
+@contextlib.contextmanager
+def mounted_tmpfs(folder: Path, size: str) -> Iterator[bool]:
+    """Make a folder and mount a file system of this size on it; yield whether that was allowed."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    mounted = (
+        shutil.which("mount") is not None
+        and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    )
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
