@@ -60,7 +60,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import (
     Any,
     BinaryIO,
@@ -620,15 +620,18 @@ def _origin_of(error: BaseException) -> Origin:
     """Tell who raised it, by the first frame below the call of pickle."""
     origin = Origin.OURS
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename != _origin_of.__code__.co_filename:
+        code = frame.f_code
+        if code.co_filename == pickle.__file__:  # the pickler in Python
+            continue
+        if code.co_filename != _origin_of.__code__.co_filename:
             return Origin.CODE if origin is Origin.PICKLE else origin
-        origin = CALLS_OF_PICKLE.get(frame.f_code, Origin.OURS)
+        origin = CALLS_OF_PICKLE.get(code, Origin.OURS)
     return origin
 
 
 def is_explained(error: BaseException) -> bool:
     """Return whether it is of the file or its traces: no cancellation, no fault of this script."""
-    if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+    if isinstance(error, (KeyboardInterrupt, GeneratorExit, Interrupted)):
         return False
     known = isinstance(error, StreamError) or lacks_memory(error)
     return known or _origin_of(error) is not Origin.OURS
@@ -1337,28 +1340,41 @@ def _dump_traces(traces: list[Any], sink: Writable, path: Path) -> None:
         raise SaveError(path, f"No se pudo guardar: {reason.problem}", reason.hint) from error
 
 
-class _Digest:
-    """A sink that keeps a digest of what a pickler writes, which may be larger than the memory."""
+class _Enough(Exception):
+    """A digest has all that it was to be of."""
 
-    def __init__(self) -> None:
+
+class _Digest:
+    """A sink that keeps a digest of what a pickler writes, which may be larger than the memory.
+
+    tick: called with every write, so that even a long comparison can be cancelled.
+    """
+
+    def __init__(self, tick: Callable[[], object], most_bytes: int = sys.maxsize) -> None:
         self._hash = hashlib.blake2b()
+        self.tick = tick
+        self._bytes_left = most_bytes
 
     def write(self, data: Any) -> int:
+        self.tick()
         view = flat_view(data)
-        self._hash.update(view)
+        self._hash.update(view[: self._bytes_left])
+        self._bytes_left -= view.nbytes
+        if self._bytes_left <= 0:
+            raise _Enough
         return view.nbytes
 
-    @classmethod
-    def of(cls, value: object, make_pickler: Callable[..., Any] = pickle.Pickler) -> bytes:
+    def of(self, value: object, make_pickler: Callable[..., Any]) -> bytes:
         """Return the digest of the pickle of a value; raises whatever its code raises."""
-        digest = cls()
-        pickler = make_pickler(digest, pickle.HIGHEST_PROTOCOL)
+        pickler = make_pickler(self, pickle.HIGHEST_PROTOCOL)
         pickler.dispatch_table = _StorageReducer(comparable=True).table()
-        _run_pickler(pickler, value)
-        return digest._hash.digest()
+        with contextlib.suppress(_Enough):
+            _run_pickler(pickler, value)
+        return self._hash.digest()
 
 
 _PythonPickler: Any = pickle._Pickler
+_KEY_BYTES = 64 << 10  # of what an item of a set refers to: all of it might be all of the batch
 
 
 class _SortingPickler(_PythonPickler):  # type: ignore[misc]
@@ -1366,58 +1382,96 @@ class _SortingPickler(_PythonPickler):  # type: ignore[misc]
 
     That of a set depends on how it came to be, and on hashes, which for texts are others in each
     process.  The pickler in C cannot be told.
-    around: ids of sets whose item this is pickled for the place of: they are left empty.
     """
 
     dispatch: ClassVar[dict[Any, Any]] = dict(_PythonPickler.dispatch)
 
-    def __init__(self, sink: Writable, protocol: int, around: frozenset[int] = frozenset()) -> None:
+    def __init__(self, sink: _Digest, protocol: int, *, for_key: bool = False) -> None:
         super().__init__(sink, protocol)
-        self._around = around
+        self._for_key = for_key  # leave sets empty: they may lead back to the item, or far away
+        self._tick = sink.tick
+        self._keys: dict[int, bytes] = {}  # of sets within sets, so that each is gone through once
 
     def _save_set(self, items: set[Any]) -> None:
         self.write(pickle.EMPTY_SET)
         self.memoize(items)
-        self._save_sorted(items)
+        self._save_items(items)
         self.write(pickle.ADDITEMS)
 
     def _save_frozenset(self, items: frozenset[Any]) -> None:
-        self._save_sorted(items)
+        self._save_items(items)
         if id(items) in self.memo:  # it has come to itself, see pickle._Pickler
             self.write(pickle.POP_MARK + self.get(self.memo[id(items)][0]))
             return
         self.write(pickle.FROZENSET)
         self.memoize(items)
 
-    def _save_sorted(self, items: Iterable[Any]) -> None:
+    def _save_items(self, items: Iterable[Any]) -> None:
         self.write(pickle.MARK)
-        if id(items) not in self._around:
-            alone = functools.partial(_SortingPickler, around=self._around | {id(items)})
-            for item in sorted(items, key=lambda item: _Digest.of(item, alone)):
-                self.save(item)
+        for item in self._sorted(items):
+            self.save(item)
+
+    def reducer_override(self, value: Any) -> Any:
+        """Sort also what a subclass of set is made from, as set.__reduce__ gives it."""
+        if isinstance(value, (set, frozenset)):
+            reduced: Any = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            function, args, *more = reduced
+            if len(args) == 1 and type(args[0]) is list:
+                return (function, (self._sorted(args[0]),), *more)
+        return NotImplemented
+
+    def _sorted(self, items: Iterable[Any]) -> list[Any]:
+        if self._for_key:
+            return []
+        # Equal items count for themselves where they stand elsewhere, too: then they have numbers.
+        known = (-1, None)
+        return sorted(items, key=lambda i: (self._key(i), self.memo.get(id(i), known)[0]))
+
+    def _key(self, item: Any) -> bytes:
+        if type(item) not in (tuple, frozenset):
+            alone = functools.partial(_SortingPickler, for_key=True)
+            return _Digest(self._tick, _KEY_BYTES).of(item, alone)
+        if id(item) not in self._keys:
+            keys = [self._key(each) for each in item]
+            if type(item) is frozenset:
+                keys.sort()
+            self._keys[id(item)] = hashlib.blake2b(b"".join(keys)).digest()
+        return self._keys[id(item)]
 
     dispatch[set] = _save_set
     dispatch[frozenset] = _save_frozenset
 
 
-def are_alike(traces: list[Any], loaded: list[Any], path: Path) -> bool:
+# An error that comes through these is still one of the traces.
+for _method in vars(_SortingPickler).values():
+    if isinstance(_method, FunctionType):
+        CALLS_OF_PICKLE[_method.__code__] = Origin.PICKLE
+CALLS_OF_PICKLE[_Digest.of.__code__] = Origin.PICKLE
+
+
+def are_alike(traces: list[Any], loaded: list[Any], path: Path, tick: Callable[[], object]) -> bool:
     """Return whether loaded, from a sub-batch at path, is what traces are saved as.
 
     Alike is what the same pickler writes byte for byte the same.  Where it does not, once more with
     the traces taken through dump and load, as the first load of a process may share fewer texts
     than the next (the interpreter interns attribute names while it loads); and once more with the
-    items of sets in one order.  Raises LoadError, or whatever the code of the traces raises.
+    items of sets in one order.  What a class of the traces does not write, nobody can compare.
+    tick: called again and again.  Raises LoadError, or whatever tick or the traces' code raises.
     """
+
+    def digest(value: list[Any], make_pickler: Callable[..., Any] = pickle.Pickler) -> bytes:
+        return _Digest(tick).of(value, make_pickler)
+
     if len(traces) != len(loaded):
         return False
-    digest = _Digest.of(loaded)
-    if digest == _Digest.of(traces):
+    expected = digest(loaded)
+    if digest(traces) == expected:
         return True
     again = io.BytesIO(pickle.dumps(traces, pickle.HIGHEST_PROTOCOL))
     traces = load_traces(io.BufferedReader(again), path)
-    if digest == _Digest.of(traces):
+    if digest(traces) == expected:
         return True
-    return _Digest.of(loaded, _SortingPickler) == _Digest.of(traces, _SortingPickler)
+    return digest(traces, _SortingPickler) == digest(loaded, _SortingPickler)
 
 
 def count_loaded(stream: io.BufferedReader[Any], path: Path) -> int:
@@ -1470,7 +1524,7 @@ class LoadedBatch:
 # proof that a slice is right, and why recursion is no special case.
 #
 # For it to hold, the span of an object must have all that may change it, and all that is changed
-# together must share a span.  _PickleIndex sees to that, and refuses what it cannot prove.
+# together must share a span.  PickleIndex sees to that, and refuses what it cannot prove.
 
 
 _CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
@@ -1514,7 +1568,7 @@ for _op in pickletools.opcodes:
 # Of an opcode with a short argument all is shown; of the rest, and after POP, what comes next.
 _REACHES = [0 if code in _POPS else width for code, width in enumerate(_WIDTHS)]
 
-# What an opcode does to the stack: the method of _PickleIndex that knows.  All others push.
+# What an opcode does to the stack: the method of PickleIndex that knows.  All others push.
 _ACTIONS = {
     "_push_scalars": "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT",
     "_push_text": "SHORT_BINUNICODE",
@@ -1694,12 +1748,12 @@ def _read_memo_id(code: int, argument: bytes) -> int:
     return int.from_bytes(argument[: _WIDTHS[code] - 1], "little")
 
 
-_FETCHED = 1 << 62  # larger than any memo id: see _PickleIndex
+_FETCHED = 1 << 62  # larger than any memo id: see PickleIndex
 _NO_IDS = array.array("q")
 _FRAME_BYTE = b"%c" % _FRAME
 
 
-class _PickleIndex:
+class PickleIndex:
     """Pass 1: where the traces of a pickled list begin and end, and what ties them to each other.
 
     Positions are byte offsets in the decompressed pickle.  Memo ids count the PUTs from 0, with the
@@ -1776,6 +1830,10 @@ class _PickleIndex:
     @property
     def n_traces(self) -> int:
         return len(self.trace_starts)
+
+    @property
+    def memoizes_list(self) -> bool:
+        return self._list_id >= 0
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise LoadError for what only the default mode can split."""
@@ -2312,8 +2370,8 @@ class _PickleIndex:
 
 
 def count_walked(stream: io.BufferedReader[Any], path: Path) -> int:
-    """Return how many traces stream holds, without loading any; raises as _PickleIndex."""
-    return _PickleIndex(stream, path).n_traces
+    """Return how many traces stream holds, without loading any; raises as PickleIndex."""
+    return PickleIndex(stream, path).n_traces
 
 
 class _Preludes:
@@ -2323,7 +2381,7 @@ class _Preludes:
     The bytes of what is shared are kept once, above 16 MiB in a file that has no name.
     """
 
-    def __init__(self, index: _PickleIndex, cuts: Sequence[int], scratch_dir: Path) -> None:
+    def __init__(self, index: PickleIndex, cuts: Sequence[int], scratch_dir: Path) -> None:
         self._index = index
         self._cuts = cuts
         for memo_id, rows in index.amendments.items():
@@ -2392,7 +2450,7 @@ class _Copier:
     the source plus an offset, which changes where the source has PUTs that are not copied.
     """
 
-    def __init__(self, index: _PickleIndex, sink: Writable) -> None:
+    def __init__(self, index: PickleIndex, sink: Writable) -> None:
         self._index = index
         self._sink = sink
         self._buffer = bytearray()
@@ -2492,7 +2550,7 @@ class IndexedBatch:
 
     def __init__(self, open_stream: OpenStream, path: Path) -> None:
         with open_stream() as stream:
-            self._index = _PickleIndex(stream, path)
+            self._index = PickleIndex(stream, path)
         self.n_traces = self._index.n_traces
         self.pickled_bytes = self._index.pickled_bytes
         self._path = path
@@ -3153,8 +3211,9 @@ def validate_parts(
 # ---------------------------------------------------------------------------------------------
 # Verifying one file: is the set that is there what its original holds?
 
-_LOOK_AT_SET = "no borres el original; aparta ese conjunto y divide otra vez"
-_FRAMED_START = b"\x80\x05\x95"  # PROTO 5, FRAME: the default mode; --low-memory writes no FRAME
+_LOOK_AT_SET = (
+    "no borres el original; aparta ese conjunto y divide otra vez (con --low-memory, si se repite)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -3194,11 +3253,12 @@ def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) ->
     with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
         found = load_traces(stream, final)
     expected = traces[first : first + len(found)]
+    tick = functools.partial(meter.add, 0)
     try:
-        if are_alike(expected, found, final):
+        if are_alike(expected, found, final, tick):
             return len(found)
         pairs = enumerate(zip(expected, found), start=first)
-        number = next((n for n, (a, b) in pairs if not are_alike([a], [b], final)), None)
+        number = next((n for n, (a, b) in pairs if not are_alike([a], [b], final, tick)), None)
     except BaseException as error:  # __reduce__ of a trace is foreign code
         if isinstance(error, SplitError) or (reason := explain_dump(error)) is None:
             raise
@@ -3229,9 +3289,10 @@ def _verify_walked(source: Source, finals: Sequence[Path], scratch_dir: Path, me
     sizes = []
     for final in finals:
         with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
-            if stream.peek(len(_FRAMED_START)).startswith(_FRAMED_START):
-                return -1
-            sizes.append(count_walked(stream, final))
+            index = PickleIndex(stream, final)
+        if index.memoizes_list:  # which --low-memory never does
+            return -1
+        sizes.append(index.n_traces)
     with contextlib.closing(IndexedBatch(source.open_stream, source.path)) as batch:
         if sum(sizes) != batch.n_traces:
             problem = f"su conjunto tiene {sum(sizes)} traces y el original {batch.n_traces}"

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from conftest import ROOT, SCRIPT
+from helpers import ROOT, SCRIPT
 
 import divide_conquer
 

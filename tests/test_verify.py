@@ -19,6 +19,7 @@ from faults import under_strace
 from helpers import (
     LIMIT_SECONDS,
     environment,
+    load,
     names,
     snapshot,
     split,
@@ -27,7 +28,7 @@ from helpers import (
     write_module,
 )
 
-from divide_conquer import Phase, verify_file
+from divide_conquer import Interrupted, Phase, are_alike, verify_file
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 modes = pytest.mark.parametrize("mode", [(), ("--low-memory",)], ids=["default", "low_memory"])
@@ -179,6 +180,17 @@ def test_low_memory_does_not_judge_a_set_of_the_default_mode(tmp_path: Path) -> 
     assert source.exists()
 
 
+def test_low_memory_knows_a_set_of_the_default_mode_whatever_it_begins_with(
+    tmp_path: Path,
+) -> None:
+    """Large bytes stand before any FRAME."""
+    source, output = write_batch(tmp_path / "a.pkl", [b"x" * 100_000]), tmp_path / "out"
+    assert split("-i", source, "-o", output).returncode == 0
+    done = verify(source, output, ("--low-memory",))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "sin comparar" in done.stdout
+
+
 def test_default_mode_judges_a_set_of_low_memory(tmp_path: Path) -> None:
     source, output = make_set(tmp_path, ("--low-memory",))
     done = verify(source, output, ())
@@ -274,7 +286,17 @@ def test_texts_that_the_first_load_does_not_share_are_no_difference(tmp_path: Pa
 
 ODD_TRACES = """
 import struct, sys
-class Text(str): pass  # its hash is another in each process, as that of str
+class Words(set): pass
+class Node:
+    def __init__(self, name): self.name = name
+def make_nested(number):
+    nested = frozenset()
+    for i in range(60): nested = frozenset([nested, f"{number} {i}", (i, nested)])
+    return nested
+def make_graph(number):
+    nodes = [Node(f"{number} {i}") for i in range(40)]
+    for node in nodes: node.near = {other for other in nodes if other is not node}
+    return {"nodes": nodes, "near": set(nodes)}
 class TypedStorage:
     def __init__(self, data): self.data, self._cdata = data, id(self)
     def __reduce_ex__(self, protocol):
@@ -303,10 +325,22 @@ def pickle_odd(folder: Path, expression: str) -> Path:
 
 
 SETS = "[{*(f'a{i}{j}' for j in range(40)), frozenset(map(str, range(40)))} for i in range(9)]"
+SUBCLASSES = "[Words(f'a{i}{j}' for j in range(40)) for i in range(9)]"
+NESTED = "[make_nested(i) for i in range(9)]"
+GRAPH = "[make_graph(i) for i in range(9)]"
 STORAGES = "[TypedStorage(bytes([i]) * 70_000) for i in range(9)]"
 
 
-@pytest.mark.parametrize("expression", [SETS, STORAGES], ids=["sets", "torch-storages"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        pytest.param(SETS, id="sets"),
+        pytest.param(SUBCLASSES, id="subclasses"),
+        pytest.param(NESTED, id="sets-in-sets"),
+        pytest.param(GRAPH, id="graph-of-sets"),
+        pytest.param(STORAGES, id="torch-storages"),
+    ],
+)
 def test_what_is_never_pickled_alike_twice_is_no_difference(
     tmp_path: Path, expression: str
 ) -> None:
@@ -344,6 +378,28 @@ def test_storage_with_another_byte_is_a_difference(tmp_path: Path) -> None:
     done = verify(source, output, (), env=env)
     assert done.returncode == 1
     assert "el primero que difiere es el trace 6" in done.stderr
+
+
+def test_comparison_of_sets_can_be_interrupted(tmp_path: Path) -> None:
+    source, output = pickle_odd(tmp_path, GRAPH), tmp_path / "out"
+    env = environment(PYTHONPATH=os.fspath(tmp_path))
+    assert split("-i", source, "-o", output, env=env).returncode == 0
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 100:
+            raise Interrupted
+
+    sys.path.insert(0, os.fspath(tmp_path))
+    try:
+        traces = load(source)
+        with pytest.raises(Interrupted):
+            are_alike(traces, load(output / "a_sub0000.pkl.gz"), source, tick)
+    finally:
+        sys.path.remove(os.fspath(tmp_path))
+        del sys.modules["torch.storage"], sys.modules["torch"]
 
 
 def test_traces_that_cannot_be_pickled_again_are_told_as_that(tmp_path: Path) -> None:
