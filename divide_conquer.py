@@ -1071,6 +1071,14 @@ class GzipWriter:
 SUFFIXES = (".pkl", ".pkl.gz")
 
 
+def absolute(path: Union[str, os.PathLike[str]]) -> Path:
+    """Return path as it is meant now: the code of a trace may change the working folder.
+
+    Not os.path.abspath: where a folder is a link, link/../x is another file than x.
+    """
+    return Path.cwd() / path
+
+
 def batch_stem(name: str) -> Optional[str]:
     """Return name without .pkl or .pkl.gz, or None where it is not the name of a batch."""
     for suffix in SUFFIXES:
@@ -1471,7 +1479,10 @@ def are_alike(traces: list[Any], loaded: list[Any], path: Path, tick: Callable[[
     traces = load_traces(io.BufferedReader(again), path)
     if digest(traces) == expected:
         return True
-    return digest(traces, _SortingPickler) == digest(loaded, _SortingPickler)
+    try:
+        return digest(traces, _SortingPickler) == digest(loaded, _SortingPickler)
+    except RecursionError:  # the pickler in Python goes less deep; what is not proved is no equal
+        return False
 
 
 def count_loaded(stream: io.BufferedReader[Any], path: Path) -> int:
@@ -2641,6 +2652,9 @@ _UNCACHE_BYTES = 32 << 20
 SPACE_HINT = "comprueba el espacio (df -h) y los permisos de la carpeta de salida, o elige otra"
 
 
+SUB_BATCH_NAME = re.compile(r"(?P<stem>.+)_sub[0-9]{4,}\.pkl(?:\.gz)?", re.DOTALL)
+
+
 def sub_batch_names(stem: str, count: int, suffix: str) -> list[str]:
     """Return the names of count sub-batches; sorted order is trace order, whatever the count."""
     width = max(4, len(str(count - 1)))
@@ -3325,9 +3339,12 @@ def _find_sub_batches(source: Source, folder: Path) -> list[SubBatch]:
 def _explaining_unreadable_set(source: Source) -> Iterator[None]:
     try:
         yield
+    except OutputError as error:
+        raise VerificationError(error.path, error.problem, "espera a que termine") from error
     except LoadError as error:
         if error.path == source.path:
-            raise
+            hint = error.hint.replace("--low-memory", "--low-memory (si así se dividió)")
+            raise LoadError(error.path, error.problem, hint) from error
         problem = f"{error.path.name} no se puede leer: {error.problem}"
         raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
     except OSError as error:
@@ -3378,7 +3395,7 @@ def verify_file(
     SplitError as split_file, and VerificationError where a set is missing or differs: it names the
     sub-batch, and the first such trace where it is known.
     """
-    path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
+    path, folder = absolute(source), absolute(output_dir)
     warnings: list[str] = []
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_source(path, progress, low_memory=low_memory))
@@ -3533,8 +3550,7 @@ def split_file(
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     if delete_original and not validate:
         raise ValueError("delete_original needs validate")
-    # Absolute, as the code of a trace may change the working folder.
-    path, folder = Path(os.path.abspath(source)), Path(os.path.abspath(output_dir))
+    path, folder = absolute(source), absolute(output_dir)
     with open_source(path, progress, low_memory=low_memory) as opened:
         size_bytes = opened.identity.size_bytes
         with OutputSet(opened, folder, ".pkl.gz" if compress else ".pkl") as output:
@@ -3712,6 +3728,13 @@ def plan_run(
     return plan
 
 
+def find_sub_batches_of(plan: Sequence[PlannedFile]) -> list[str]:
+    """Return which sources, by their names, are sub-batches of others: their traces come twice."""
+    stems = {batch_stem(planned.source.name) for planned in plan}
+    names = [planned.source.name for planned in plan]
+    return [n for n in names if (m := SUB_BATCH_NAME.fullmatch(n)) and m["stem"] in stems]
+
+
 def expected_memory_bytes(planned: PlannedFile) -> int:
     """Return what loading it will take: tensors deflate by a fifth, and 4 % more is overhead."""
     return int(planned.size_bytes * (1.3 if planned.source.suffix == ".gz" else 1.1))
@@ -3835,6 +3858,14 @@ def describe_left_aside(names: Sequence[str]) -> str:
     return (
         f"{files} por no terminar en .pkl ni en .pkl.gz ({_some_names(names)}): renombra los que "
         "sean pickles y descomprime los que estén comprimidos de otra forma"
+    )
+
+
+def describe_sub_batches_beside(names: Sequence[str]) -> str:
+    """Return that a folder holds batches and sub-batches of theirs, and what to do (Spanish)."""
+    return (
+        f"contiene batches y también sub-batches suyos ({_some_names(names)}): se dividirán unos y "
+        "otros, y cada uno de esos traces saldrá dos veces; sepáralos o usa --pattern"
     )
 
 
@@ -4090,13 +4121,15 @@ def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[st
     """Return what failed, what was left alone and what to do next (Spanish lines)."""
     where = "" if error.path == source else f" ({error.path})"
     lines = [f"ERROR {source}: {error.problem}{where}"]
+    is_there = os.path.lexists(source)
+    intact = "El original sigue intacto" if is_there else "El original ya no está en su sitio"
     if error.leftovers:
         names = ", ".join(path.name for path in error.leftovers)
-        lines.append(f"  El original sigue intacto. No se pudo quitar de la salida: {names}")
+        lines.append(f"  {intact}. No se pudo quitar de la salida: {names}")
     elif isinstance(error, VerificationError):
-        lines.append("  El original sigue intacto; en la salida no se ha tocado nada.")
+        lines.append(f"  {intact}; en la salida no se ha tocado nada.")
     else:
-        lines.append("  El original sigue intacto y en la salida no queda nada de este intento.")
+        lines.append(f"  {intact} y en la salida no queda nada de este intento.")
     if isinstance(error, SaveError):
         lines += [f"  {line}" for line in _describe_residual_parts(output_dir)]
     lines.append(f"  Qué hacer: {error.hint}.")
@@ -4486,8 +4519,7 @@ def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     for flag in ("no_validate", "skip_existing", "no_compress", "dry_run"):
         if args.verify and getattr(args, flag):
             parser.error(f"--verify no se puede usar con --{flag.replace('_', '-')}")
-    # The code of a trace may change the working folder.
-    args.input, args.output = (Path(os.path.abspath(path)) for path in (args.input, args.output))
+    args.input, args.output = absolute(args.input), absolute(args.output)
     return args
 
 
@@ -4541,6 +4573,8 @@ def _warn_of_run(plan: Sequence[PlannedFile], args: argparse.Namespace, console:
     if args.input.is_dir():
         if aside := find_left_aside(args.input, args.pattern):
             console.warn(args.input, describe_left_aside(aside))
+        if subs := find_sub_batches_of(plan):
+            console.warn(args.input, describe_sub_batches_beside(subs))
     elif (
         not args.delete_original
         and not args.verify

@@ -21,6 +21,7 @@ from helpers import (
     ROOT,
     SCRIPT,
     environment,
+    load_set,
     mounted_tmpfs,
     names,
     snapshot,
@@ -28,6 +29,8 @@ from helpers import (
     split_without,
     write_batch,
 )
+
+import divide_conquer
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 
@@ -357,3 +360,42 @@ def test_python_3_8_says_which_python_to_install() -> None:
 
 def test_the_script_parses_under_python_3_8() -> None:
     ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+def test_folder_that_holds_batches_and_their_sub_batches(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.pkl", "a_sub0000.pkl.gz", "a_sub0001.pkl.gz", "b_sub0000.pkl", "c.pkl"):
+        write_batch(folder / name, [1, 2])
+    done = split("-i", folder, "-o", tmp_path / "out", "--dry-run")
+    assert done.returncode == 0
+    assert (
+        "AVISO in: contiene batches y también sub-batches suyos (a_sub0000.pkl.gz, " in done.stderr
+    )
+    assert "b_sub0000" not in done.stderr
+
+
+def test_original_that_is_gone_is_not_called_untouched(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.pkl").symlink_to("nowhere")
+    link = split("-i", tmp_path / "in", "-o", tmp_path / "out")
+    assert "El original sigue intacto" in link.stderr  # the link is
+    source = write_batch(tmp_path / "gone.pkl", [1])
+    (tmp_path / "gone.pkl").unlink()
+    error = divide_conquer.LoadError(source, "no se puede leer", "búscalo")
+    assert (
+        "El original ya no está en su sitio"
+        in divide_conquer.describe_error(error, source, tmp_path)[1]
+    )
+
+
+def test_dots_after_a_link_name_the_file_that_the_system_names(tmp_path: Path) -> None:
+    """link/../x is not x, where link leads to another folder."""
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/inner")
+    named = write_batch(tmp_path / "real" / "a.pkl", ["named"])
+    other = write_batch(tmp_path / "a.pkl", ["other"])
+    options = ("-i", "link/../a.pkl", "-o", "link/../out", "--delete-original", "--yes")
+    done = split(*options, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert load_set(tmp_path / "real" / "out", "a") == [["named"]]
+    assert other.exists() and not named.exists()

@@ -21,6 +21,8 @@ from helpers import (
     environment,
     load,
     names,
+    pickled_call,
+    pickled_list,
     snapshot,
     split,
     split_on_terminal,
@@ -248,6 +250,9 @@ def test_original_whose_set_another_run_is_making_is_kept(tmp_path: Path, mode: 
         done = verify(source, output, mode, "--delete-original", "--yes")
     assert done.returncode == 1
     assert "otro proceso lo está dividiendo" in done.stderr
+    assert (
+        "Qué hacer: espera a que termine.\n" in done.stderr
+    )  # --skip-existing is wrong usage here
     assert source.exists()
 
 
@@ -400,6 +405,31 @@ def test_comparison_of_sets_can_be_interrupted(tmp_path: Path) -> None:
     finally:
         sys.path.remove(os.fspath(tmp_path))
         del sys.modules["torch.storage"], sys.modules["torch"]
+
+
+def test_low_memory_is_named_as_a_way_out_only_for_its_own_sets(tmp_path: Path) -> None:
+    source, output = tmp_path / "a.pkl", tmp_path / "out"
+    source.write_bytes(pickled_list(pickled_call("no_such_module", "Trace")))
+    write_batch(output / "a_sub0000.pkl.gz", [1])
+    done = verify(source, output, ())
+    assert done.returncode == 1
+    assert "usa --low-memory (si así se dividió)" in done.stderr
+
+
+def test_difference_that_the_pickler_in_python_cannot_reach_is_a_difference(
+    tmp_path: Path,
+) -> None:
+    def nested(leaf: int) -> list[Any]:
+        trace: list[Any] = [leaf]
+        for _ in range(400):
+            trace = [trace]
+        return trace
+
+    source, output = write_batch(tmp_path / "a.pkl", [nested(1)]), tmp_path / "out"
+    write_batch(output / "a_sub0000.pkl.gz", [nested(2)])
+    done = verify(source, output, ())
+    assert done.returncode == 1
+    assert "no es igual al original; el primero que difiere es el trace 0" in done.stderr
 
 
 def test_traces_that_cannot_be_pickled_again_are_told_as_that(tmp_path: Path) -> None:
