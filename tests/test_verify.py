@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from faults import under_strace
 from helpers import (
-    LIMIT_SECONDS,
+    Mode,
     environment,
+    modes,
     names,
     snapshot,
     split,
@@ -28,10 +29,6 @@ from helpers import (
 )
 
 from divide_conquer import Phase, verify_file
-
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
-modes = pytest.mark.parametrize("mode", [(), ("--low-memory",)], ids=["default", "low_memory"])
-Mode = tuple[str, ...]
 
 
 def make_set(tmp_path: Path, mode: Mode = (), *more: object) -> tuple[Path, Path]:
