@@ -38,19 +38,23 @@ def unprivileged() -> tuple[str, ...]:
 
 
 ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"
-SAMPLED_FILES = ("test_faults.py", "test_worst_day.py")
-SAMPLED_CASES = 2  # of each test of these files
+SAMPLED_CASES = 2  # of each test that is marked as sampled, where the mark tells no other number
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run a seeded sample of the many faults, unless all of them are asked for (.ci/run does)."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.path.name in SAMPLED_FILES and not ALL_FAULTS:
+        if item.get_closest_marker("sampled"):
             cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+            if ALL_FAULTS:
+                item.add_marker(pytest.mark.timeout(600))
     left_out = set()
     for test, members in cases.items():
-        sample = random.Random(test).sample(members, min(SAMPLED_CASES, len(members)))
+        mark = members[0].get_closest_marker("sampled")
+        count = mark.args[0] if mark and mark.args else SAMPLED_CASES
+        count = len(members) if ALL_FAULTS else min(count, len(members))
+        sample = random.Random(test).sample(members, count)
         left_out.update(set(members) - set(sample))
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]

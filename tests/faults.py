@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
 import os
 import pickle
 import re
@@ -18,7 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -412,3 +413,44 @@ def finish_after_kill(box: Box) -> None:
     assert "Traceback" not in again.stderr
     assert box.set_is_complete()
     assert box.rest() == []
+
+
+# What changes a file under a stopped run
+
+
+def flip_byte(position: int) -> Callable[[Path], None]:
+    """Return what changes one byte of a file; negative positions count from its end."""
+
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[position] ^= 0x40
+        with path.open("r+b") as file:
+            file.write(data)
+
+    return flip
+
+
+def cut_half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def append_byte(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\0")
+
+
+def append_gzip_member(path: Path) -> None:
+    """Append an empty member: gzip readers see the same content."""
+    with path.open("ab") as file:
+        file.write(gzip.compress(b""))
+
+
+def empty_file(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def rewrite_in_place(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(bytes(100))

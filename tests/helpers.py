@@ -295,4 +295,13 @@ def mounted_tmpfs(folder: Path, size: str) -> Iterator[bool]:
         yield mounted
     finally:
         if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """Make a folder that is a disk of this size, or skip the test."""
+    with mounted_tmpfs(folder, size) as mounted:
+        if not mounted:
+            pytest.skip("mounting a small disk needs root")
+        yield

@@ -1,4 +1,4 @@
-"""The recipes of README.md for many processes, with the real engines where they are installed."""
+"""Clusters: do README.md's recipes for many processes work, with the real engines?"""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 from helpers import environment, load_set, names, snapshot, write_batch
 from readme import blocks, project_copy, run_block
-
-LIMIT_SECONDS = 90
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 
 STEMS = [f"batch_{i:04d}" for i in range(4)]
 

@@ -1,27 +1,24 @@
-"""What another system may lack is taken away, in a child process that then runs a real split."""
+"""Other systems: does it split without what they lack, or say what is missing?
+
+It is taken away in a child process, which then runs a real split.
+"""
 
 from __future__ import annotations
 
+import ast
+import glob
 import os
-import threading
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Optional
 
 import pytest
-from helpers import (
-    LIMIT_SECONDS,
-    NO_ISAL,
-    load_set,
-    names,
-    split_without,
-    write_batch,
-)
-
-from divide_conquer import SplitReport, split_file
-
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+from helpers import NO_ISAL, ROOT, SCRIPT, load_set, modes, names, split_without, write_batch
 
 TRACES = [{"question_id": f"q_{i}", "text": "x" * 1000} for i in range(10)]
-
 NO_FCNTL = "sys.modules['fcntl'] = None"
 NO_LOCKS = """
 import fcntl
@@ -56,10 +53,13 @@ def CDLL(name): raise TypeError('bad argument')  # Windows, for None
 ctypes.CDLL = CDLL
 """
 NO_UTIME_BY_FD = "os.supports_fd.discard(os.utime)"
+
+
 # No Linux knows this command of macOS, nor does a network volume there: a real EINVAL.
 FULLFSYNC_REFUSED = "import fcntl; fcntl.F_FULLFSYNC = 51"
-NO_SIGHUP = "del signal.SIGHUP"
 
+
+NO_SIGHUP = "del signal.SIGHUP"
 HARMLESS = {
     "no fcntl": NO_FCNTL,
     "flock not supported": NO_LOCKS,
@@ -87,7 +87,7 @@ def arguments(folder: Path, *more: object) -> list[object]:
     return ["-i", source, "-o", folder / "out", "-n", 3, "--delete-original", "--yes", *more]
 
 
-@pytest.mark.parametrize("mode", [(), ("--low-memory",)], ids=["default", "low-memory"])
+@modes
 @pytest.mark.parametrize("lacking", HARMLESS)
 def test_split_and_delete_without(tmp_path: Path, lacking: str, mode: tuple[str, ...]) -> None:
     done = split_without(HARMLESS[lacking], *arguments(tmp_path, *mode))
@@ -146,11 +146,42 @@ def test_without_proc_no_memory_warning_is_possible(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_split_file_needs_no_signals(tmp_path: Path) -> None:
-    """A thread other than the main one may set no signal handlers."""
-    source = write_batch(tmp_path / "a.pkl.gz", TRACES)
-    reports: list[SplitReport] = []
-    thread = threading.Thread(target=lambda: reports.append(split_file(source, tmp_path / "out")))
-    thread.start()
-    thread.join(LIMIT_SECONDS)
-    assert [report.n_traces for report in reports] == [10]
+# What must be there
+
+
+def test_without_tqdm_one_line_says_what_to_install() -> None:
+    without = [sys.executable, "-I", "-S"]  # no site-packages
+    done = subprocess.run(
+        [*without, str(SCRIPT), "-i", "x"], capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    install = f"instálalo con «{sys.executable} -m pip install tqdm»"
+    assert done.stderr == f"divide_conquer.py necesita tqdm: {install}.\n"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import divide_conquer"
+    done = subprocess.run(
+        [*without, "-c", code], capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 1
+    assert "ImportError: divide_conquer.py necesita tqdm: " in done.stderr  # what callers catch
+
+
+def find_python38() -> Optional[str]:
+    found = glob.glob(os.path.expanduser("~/.pyenv/versions/3.8.*/bin/python"))
+    return found[0] if found else shutil.which("python3.8")
+
+
+def test_python_3_8_says_which_python_to_install() -> None:
+    python = find_python38()
+    if python is None:
+        pytest.skip("no Python 3.8 here")
+    done = subprocess.run(
+        [python, str(SCRIPT), "--help"], capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    needed = r"divide_conquer\.py necesita Python 3\.9 o posterior, y este es 3\.8\.\d+"
+    install = r"instala uno más nuevo \(por ejemplo, con «uv python install 3\.12»\)"
+    assert re.fullmatch(rf"{needed}: {install} y ejecútalo con él\.\n", done.stderr)
+
+
+def test_the_script_parses_under_python_3_8() -> None:
+    ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 8))

@@ -1,4 +1,4 @@
-"""Every system call that can change a file fails, or is the last one: no trace is lost.
+"""Faults: every system call that can change a file fails, or is the last: is no trace lost?
 
 A clean run under strace tells which calls there are; then each occurrence gets EIO, ENOSPC,
 SIGKILL and SIGTERM, one run each.  A seeded sample runs by default, all of them with
@@ -32,19 +32,15 @@ from faults import (
     assert_nothing_lost,
     find_sites,
     finish_after_kill,
+    needs_strace,
     nth_in_thread,
     shows_injection,
     traced,
-    why_no_strace,
 )
-from helpers import names, split
+from helpers import modes, names, split
 
-pytestmark = [
-    pytest.mark.timeout(600 if ALL_FAULTS else 120),
-    pytest.mark.skipif(why_no_strace() is not None, reason=str(why_no_strace())),
-]
+pytestmark = [needs_strace, pytest.mark.sampled]
 
-MODES = [pytest.param((), id="default"), pytest.param(("--low-memory",), id="low_memory")]
 FORMATS = [pytest.param(True, id="gz"), pytest.param(False, id="plain")]
 
 EFFECTS = ("error=EIO", "error=ENOSPC", "signal=SIGKILL", "signal=SIGTERM")
@@ -208,7 +204,7 @@ def sweep(template: Box, folder: Path, trials: Sequence[Trial]) -> None:
     assert not wrong, f"{len(wrong)} of {len(trials)} faults:\n" + "\n".join(wrong)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize("compress", FORMATS)
 @pytest.mark.parametrize("start", STARTS)
 def test_no_single_fault_loses_a_trace(
@@ -257,7 +253,7 @@ FIRST_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize("which", FIRST_FAULTS)
 def test_no_fault_during_the_roll_back_loses_a_trace(
     tmp_path: Path, which: int, mode: tuple[str, ...]
@@ -291,7 +287,7 @@ def test_no_fault_during_the_roll_back_loses_a_trace(
     sweep(template, tmp_path, trials)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize(
     "stuck, left",
     [
@@ -336,7 +332,7 @@ def the_call_on(run: Run, box: Box, path: Path, calls: Collection[str]) -> Call:
     return call
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize("compress", FORMATS)
 class TestOrderOnDisk:
     def test_each_part_is_synced_after_its_last_write_and_before_any_rename(
@@ -411,7 +407,7 @@ class TestOrderOnDisk:
 # Failures with an answer of their own
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize("index", range(3))
 def test_a_failed_fsync_of_a_part_is_never_retried(
     tmp_path: Path, index: int, mode: tuple[str, ...]
@@ -427,7 +423,7 @@ def test_a_failed_fsync_of_a_part_is_never_retried(
     assert names(box.output) == []
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize("when", [1, 2])
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EROFS"])
 def test_a_failed_folder_fsync_keeps_the_original_and_takes_the_names_back(
@@ -441,7 +437,7 @@ def test_a_failed_folder_fsync_keeps_the_original_and_takes_the_names_back(
     assert names(box.output) == []
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize("when", ["2", "1+"])
 @pytest.mark.parametrize("error", ["EINVAL", "EOPNOTSUPP"])
 def test_a_folder_that_cannot_be_synced_publishes_with_a_warning_and_keeps_the_original(
@@ -457,7 +453,7 @@ def test_a_folder_that_cannot_be_synced_publishes_with_a_warning_and_keeps_the_o
     assert box.rest() == []
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize(
     "when",
     [pytest.param(1, id="first_read"), pytest.param(2, id="second_read")],
@@ -475,7 +471,7 @@ def test_a_source_that_cannot_be_read_is_a_clear_error(
     assert "no se puede leer" in run.err
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize("folder", [".", "out"])
 def test_a_parent_of_a_new_folder_that_cannot_be_synced_keeps_the_original(
     tmp_path: Path, folder: str, mode: tuple[str, ...]
@@ -514,7 +510,7 @@ HARMLESS = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@modes
 @pytest.mark.parametrize("case", HARMLESS)
 @pytest.mark.parametrize("error", ["EIO", "EPERM", "ENOSYS"])
 def test_a_failure_that_costs_no_data_only_warns(

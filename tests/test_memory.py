@@ -1,8 +1,14 @@
-"""What is told of memory before a load, and what a dump holds of it."""
+"""Memory: how much does a run need, what does it say before, and what if there is too little?"""
 
 from __future__ import annotations
 
+import os
 import pickle
+import random
+import re
+import resource
+import struct
+import subprocess
 import sys
 import tracemalloc
 import types
@@ -10,57 +16,49 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_files import GOOD_NAMES, GOOD_TRACES, errors_of
+from helpers import (
+    LIMIT_SECONDS,
+    command,
+    names,
+    peak_mib,
+    pickled_call,
+    pickled_list,
+    split,
+    write_batch,
+    write_module,
+)
 
 from divide_conquer import _cgroup_memory_bytes, _dump_traces
 
+# What a run needs
+
+
+def test_memory_stays_small_where_the_batch_is_large(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    block = rng.randbytes(1 << 20)
+    traces = [{"n": i, "states": [block[j:] + block[:j] for j in range(16)]} for i in range(6)]
+    source = write_batch(tmp_path / "a.pkl", traces)
+    options = ["-i", source, "-n", 3, "-j", 2]
+    default = split(*options, "-o", tmp_path / "default")
+    low = split(*options, "-o", tmp_path / "low", "--low-memory")
+    assert peak_mib(default.stdout) > 110
+    assert peak_mib(low.stdout) < 64
+
+
+def test_index_takes_a_few_bytes_for_each_id_and_fetch(tmp_path: Path) -> None:
+    peaks = []
+    for n_words in (1_000, 300_000):
+        words = [[f"{i + j}" for j in range(100)] * 2 for i in range(0, n_words, 100)]
+        source = write_batch(tmp_path / f"{n_words}.pkl", words)
+        done = split(
+            "-i", source, "-o", tmp_path / "out", "-n", 50, "--low-memory", "--no-validate"
+        )
+        peaks.append(peak_mib(done.stdout))
+    assert (peaks[1] - peaks[0]) * 2**20 < 300_000 * (40 + 16) + (10 << 20)
+
+
 MIB = 1 << 20
-
-
-def write_group(folder: Path, names: tuple[str, str, str], limit: object, used: int) -> None:
-    """Write the files of a control group with 10 MiB of page cache in use."""
-    folder.mkdir(parents=True, exist_ok=True)
-    limit_name, used_name, prefix = names
-    (folder / limit_name).write_text(f"{limit}\n")
-    (folder / used_name).write_text(f"{used}\n")
-    stat = f"anon 5\n{prefix}inactive_file {6 * MIB}\n{prefix}active_file {4 * MIB}\nshmem 7\n"
-    (folder / "memory.stat").write_text(stat)
-
-
-V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-V2 = ("memory.max", "memory.current", "")
-LAYOUTS = [
-    pytest.param("0::/slurm/job_1/step_0\n", "", V2, id="v2"),
-    pytest.param("12:pids:/x\n5:memory:/slurm/job_1/step_0\n0::/x\n", "memory", V1, id="v1"),
-    pytest.param("4:cpu,memory:/slurm/job_1/step_0\n", "memory", V1, id="v1-with-others"),
-]
-
-
-@pytest.mark.parametrize(("membership", "controller", "names"), LAYOUTS)
-def test_the_tightest_group_counts_and_cache_gives_way(
-    tmp_path: Path, membership: str, controller: str, names: tuple[str, str, str]
-) -> None:
-    (tmp_path / "cgroup").write_text(membership)
-    job = tmp_path / "fs" / controller / "slurm" / "job_1"
-    write_group(job / "step_0", names, "max" if names is V2 else 2**63 - 4096, 50 * MIB)
-    write_group(job, names, 200 * MIB, 60 * MIB)
-    write_group(job.parent, names, 900 * MIB, 500 * MIB)
-    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 150 * MIB
-
-
-def test_a_container_sees_its_own_group_at_the_root(tmp_path: Path) -> None:
-    (tmp_path / "cgroup").write_text("0::/\n")
-    write_group(tmp_path / "fs", V2, 100 * MIB, 300 * MIB)
-    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 0
-    (tmp_path / "cgroup").write_text("5:memory:/docker/8f2\n")  # named as outside
-    write_group(tmp_path / "fs" / "memory", V1, 100 * MIB, 20 * MIB)
-    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 90 * MIB
-
-
-@pytest.mark.parametrize("text", ["", "0::/none\n", "odd\n", "5:memory:/none\n"])
-def test_no_group_no_figure(tmp_path: Path, text: str) -> None:
-    (tmp_path / "cgroup").write_text(text)
-    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") is None
-    assert _cgroup_memory_bytes(tmp_path / "nowhere", tmp_path / "fs") is None
 
 
 class TypedStorage:
@@ -126,3 +124,156 @@ def test_storages_are_written_as_pickle_writes_them(torch_storage: None, n_bytes
     sink = Joined()
     _dump_traces(traces, sink, Path("a.pkl"))
     assert sink.data == pickle.dumps(traces, pickle.HIGHEST_PROTOCOL)
+
+
+# What is said before a load
+
+
+def test_larger_than_the_memory_is_said_before_loading(tmp_path: Path) -> None:
+    source = tmp_path / "a.pkl"
+    with source.open("wb") as file:
+        file.truncate(1 << 42)  # sparse
+    process = subprocess.run(
+        command("-i", source, "-o", tmp_path / "out"),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=LIMIT_SECONDS,
+    )
+    assert process.returncode == 1
+    assert re.search("AVISO a.pkl: cargado ocupará al menos 4.84 TB.*--low-memory", process.stderr)
+
+
+def write_group(folder: Path, names: tuple[str, str, str], limit: object, used: int) -> None:
+    """Write the files of a control group with 10 MiB of page cache in use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    limit_name, used_name, prefix = names
+    (folder / limit_name).write_text(f"{limit}\n")
+    (folder / used_name).write_text(f"{used}\n")
+    stat = f"anon 5\n{prefix}inactive_file {6 * MIB}\n{prefix}active_file {4 * MIB}\nshmem 7\n"
+    (folder / "memory.stat").write_text(stat)
+
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+V2 = ("memory.max", "memory.current", "")
+LAYOUTS = [
+    pytest.param("0::/slurm/job_1/step_0\n", "", V2, id="v2"),
+    pytest.param("12:pids:/x\n5:memory:/slurm/job_1/step_0\n0::/x\n", "memory", V1, id="v1"),
+    pytest.param("4:cpu,memory:/slurm/job_1/step_0\n", "memory", V1, id="v1-with-others"),
+]
+
+
+@pytest.mark.parametrize(("membership", "controller", "names"), LAYOUTS)
+def test_the_tightest_group_counts_and_cache_gives_way(
+    tmp_path: Path, membership: str, controller: str, names: tuple[str, str, str]
+) -> None:
+    (tmp_path / "cgroup").write_text(membership)
+    job = tmp_path / "fs" / controller / "slurm" / "job_1"
+    write_group(job / "step_0", names, "max" if names is V2 else 2**63 - 4096, 50 * MIB)
+    write_group(job, names, 200 * MIB, 60 * MIB)
+    write_group(job.parent, names, 900 * MIB, 500 * MIB)
+    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 150 * MIB
+
+
+def test_a_container_sees_its_own_group_at_the_root(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("0::/\n")
+    write_group(tmp_path / "fs", V2, 100 * MIB, 300 * MIB)
+    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 0
+    (tmp_path / "cgroup").write_text("5:memory:/docker/8f2\n")  # named as outside
+    write_group(tmp_path / "fs" / "memory", V1, 100 * MIB, 20 * MIB)
+    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") == 90 * MIB
+
+
+@pytest.mark.parametrize("text", ["", "0::/none\n", "odd\n", "5:memory:/none\n"])
+def test_no_group_no_figure(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cgroup").write_text(text)
+    assert _cgroup_memory_bytes(tmp_path / "cgroup", tmp_path / "fs") is None
+    assert _cgroup_memory_bytes(tmp_path / "nowhere", tmp_path / "fs") is None
+
+
+# Too little memory
+
+
+def test_batch_larger_than_the_memory(tmp_path: Path) -> None:
+    size = 600 << 20
+    write_batch(tmp_path / "in" / "good.pkl.gz", GOOD_TRACES)
+    bad = tmp_path / "in" / "bad.pkl"
+    with bad.open("wb") as file:  # one bytes object, its zeros a hole in the file
+        file.write(b"\x80\x04]\x8e" + size.to_bytes(8, "little"))
+        file.seek(size, os.SEEK_CUR)
+        file.write(b"a.")
+    before = bad.stat()
+    done = split(
+        *("-i", tmp_path / "in", "-o", tmp_path / "out", "-n", 3),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (size // 2, size // 2)),
+    )
+    assert done.returncode == 1
+    (error,) = errors_of(done.stderr)
+    assert "bad.pkl: no hay memoria suficiente para cargarlo entero" in error
+    assert "Qué hacer: usa --low-memory" in error
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == GOOD_NAMES
+    after = bad.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_no_memory_for_a_thread_is_told_as_that(tmp_path: Path) -> None:
+    write_batch(tmp_path / "a.pkl", [1, 2])
+    huge = 1 << 46  # bytes of stack for each new thread
+    done = split(
+        *("-i", tmp_path / "a.pkl", "-o", tmp_path / "out"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (huge, huge)),
+    )
+    assert done.returncode == 1
+    (error,) = errors_of(done.stderr)
+    assert "no hay memoria suficiente" in error
+    assert names(tmp_path / "out") == []
+
+
+def test_too_little_memory_to_validate_is_not_told_as_a_bad_disk(tmp_path: Path) -> None:
+    module = """
+def rebuild(loads=[]):
+    loads.append(1)
+    if len(loads) > 1:
+        raise MemoryError
+    return Trace()
+
+class Trace:
+    def __reduce__(self):
+        return rebuild, ()
+"""
+    env = write_module(tmp_path / "modules", "greedy", module)
+    (tmp_path / "a.pkl").write_bytes(pickled_list(pickled_call("greedy", "rebuild")))
+    done = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", env=env)
+    assert done.returncode == 1
+    (error,) = errors_of(done.stderr)
+    assert (
+        "la validación falló: está bien escrito, pero no se carga: no hay memoria suficiente"
+        in error
+    )
+    assert "Qué hacer: usa --low-memory" in error
+    assert names(tmp_path / "out") == []
+
+
+def test_too_little_memory_for_the_index_is_a_clear_error(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (160 << 20, 160 << 20))
+
+    source = tmp_path / "a.pkl"
+    source.write_bytes(b"](" + b"N" * (8 * 10**6) + b"e.")
+    args = ("-i", source, "-o", tmp_path / "out", "--low-memory", "--jobs", 1)
+    done = split(*args, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "no hay memoria suficiente" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == []
+
+
+def test_lying_length_allocates_nothing(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+    source = tmp_path / "a.pkl"
+    source.write_bytes(b"](\x8e" + struct.pack("<Q", 2**50) + b"xe.")
+    done = split("-i", source, "-o", tmp_path / "out", "--low-memory", preexec_fn=limit)
+    assert done.returncode == 1
+    assert "truncado" in done.stderr

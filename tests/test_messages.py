@@ -1,4 +1,4 @@
-"""Every message names the true cause, and its way out works, also when followed to its end.
+"""Messages: do they name the true cause, and does the way out work, when followed to its end?
 
 All bad files lie in one folder, which is split once in each mode: a run tells one error a file.
 """
@@ -27,22 +27,19 @@ import cloudpickle
 import joblib
 import numpy as np
 import pytest
+from bad_files import BAD_FILES, BAD_MODULE
 from helpers import (
-    LIMIT_SECONDS,
     environment,
     load_set,
     names,
     pickled_call,
     pickled_list,
+    snapshot,
     split,
     write_module,
 )
-from test_bad_input import BAD_FILES
-from test_bad_input import MODULE as BAD_TRACES
 
-from divide_conquer import LoadError, Phase, load_error, split_file
-
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+from divide_conquer import LoadError, load_error, split_file
 
 MODULE = """
 import asyncio, builtins, pickle, signal
@@ -113,6 +110,11 @@ def load_once():
     return LoadsOnce()
 
 
+class PanicsWhenSaved:
+    def __reduce__(self):
+        panic()
+
+
 class FailsToDump:
     def __reduce__(self):
         raise FileNotFoundError(2, "No such file", "/models/weights")
@@ -174,7 +176,6 @@ CODE = "el código de sus traces falla al cargarlos"
 MEMORY = "no hay memoria suficiente para cargarlo entero"
 NO_GPU = "contiene tensores de una GPU que aquí no se puede usar"
 NOT_AGAIN = "No se pudo guardar: sus traces no se pueden volver a guardar con pickle"
-
 CAUSES = {
     "python2_text": Kind(b"\x80\x02](U\x02\xc3\xa9K\x01e.", "textos de Python 2", LOW, ""),
     "extension_code": Kind(extension_code(), "códigos de copyreg que aquí no están", LOW, ""),
@@ -251,6 +252,9 @@ CAUSES = {
     "fails_to_dump": Kind(
         call("make_what_fails_to_dump"), f"{NOT_AGAIN} (FileNotFoundError: el archivo", LOW, ""
     ),
+    "panics_when_saved": Kind(
+        call("PanicsWhenSaved"), f"{NOT_AGAIN} (Panic: index out of bounds)", LOW, ""
+    ),
     "crc_after_code": Kind(
         damaged_where_code_fails_first(), "el gzip está dañado", COPY_AGAIN, "el gzip está dañado"
     ),
@@ -293,7 +297,6 @@ def tarred() -> bytes:
 SOUND = pickle.dumps([1, 2, 3])
 TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # torch.serialization.MAGIC_NUMBER
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 15032385536\n"
-
 FORMATS = {
     "torch_zip": (zipped("archive/data.pkl", "archive/version"), "torch.save", "torch.load"),
     "torch_legacy": (TORCH_MAGIC + SOUND, "torch.save en su formato antiguo", "torch.load"),
@@ -349,6 +352,7 @@ def outcomes_of(folder: Path, env: dict[str, str], *mode: str) -> dict[str, Opti
         made = bool(load_names(output, stem))
         assert made == (stem not in found), stem
         found.setdefault(stem, None)
+    assert not [name for name in names(output) if name.endswith(".part")]
     return found
 
 
@@ -357,7 +361,7 @@ def load_names(output: Path, stem: str) -> list[str]:
 
 
 def write_modules(folder: Path) -> dict[str, str]:
-    write_module(folder, "bad_traces", BAD_TRACES)
+    write_module(folder, "bad_traces", BAD_MODULE)
     write_module(folder, "broken", BROKEN_MODULE)
     return write_module(folder, "odd", MODULE)
 
@@ -380,7 +384,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     (folder / "link_loop.pkl").symlink_to("link_loop.pkl")
     (folder / "link_broken.pkl").symlink_to("nowhere")
     (folder / "main_thread.pkl").write_bytes(call("make_in_main_thread"))
-    return {mode: outcomes_of(folder, env, *mode.split()) for mode in ("", "--low-memory")}
+    before = snapshot(folder)
+    told = {mode: outcomes_of(folder, env, *mode.split()) for mode in ("", "--low-memory")}
+    assert snapshot(folder) == before
+    return told
 
 
 @pytest.mark.parametrize("name", CAUSES)
@@ -420,19 +427,17 @@ def test_object_that_loads_in_the_main_thread_only_is_validated_there(outcomes: 
     assert outcomes[""]["main_thread"] is None
 
 
-def test_no_way_out_leads_in_a_circle(outcomes: Outcomes) -> None:
-    for name in outcomes[""]:
-        mode, seen = "", []
-        while (outcome := outcomes[mode][name]) is not None:
-            assert mode not in seen, (name, outcome)
-            seen.append(mode)
-            if mode == "" and "--low-memory" in outcome.hint:
-                mode = "--low-memory"
-            elif mode and "sin --low-memory" in outcome.hint:
-                mode = ""
-            else:
-                assert "--low-memory" not in outcome.hint
-                break
+def test_the_modes_agree_or_one_points_to_the_other(outcomes: Outcomes) -> None:
+    """So no way out leads in a circle, and a hint to use --low-memory is never in vain."""
+    for name, default in outcomes[""].items():
+        low = outcomes["--low-memory"][name]
+        if default is None:
+            assert low is None or "sin --low-memory" in low.hint, name
+        elif "--low-memory" in default.hint:
+            assert low is None, name
+        else:
+            assert low is not None, name
+            assert "--low-memory" not in low.hint.replace("sin --low-memory", ""), name
 
 
 COMMANDS = [name for name, (_, _, hint) in FORMATS.items() if re.match("«.+<", hint)]
@@ -454,25 +459,29 @@ def test_the_command_that_decompresses_gives_what_can_be_split(tmp_path: Path, n
     assert list(outcomes_of(folder, environment()).values()) == [None]
 
 
-SOUND_BEGINNINGS = [
-    pytest.param(pickle.dumps([text], protocol), id=f"{text[:4]!r}-{protocol}")
-    for protocol in range(6)
-    for text in ("x", '{"a": 1}', "ab{", "\x01", "<html>", "PK\x03\x04", "version https://git-lfs")
-]
+BEGINNINGS = ["x", '{"a": 1}', "ab{", "\x01", "<html>", "PK\x03\x04", "version https://git-lfs"]
 
 
-@pytest.mark.parametrize("data", SOUND_BEGINNINGS)
-def test_no_sound_pickle_is_taken_for_another_format(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "a.pkl").write_bytes(data)
-    split_file(tmp_path / "a.pkl", tmp_path / "out", jobs=1)
-    assert load_set(tmp_path / "out", "a") == [pickle.loads(data)]
+def test_no_sound_pickle_is_taken_for_another_format(tmp_path: Path) -> None:
+    data = [pickle.dumps([text], protocol) for protocol in range(6) for text in BEGINNINGS]
+    (tmp_path / "in").mkdir()
+    for number, pickled in enumerate(data):
+        (tmp_path / "in" / f"{number}.pkl").write_bytes(pickled)
+    done = split("-i", tmp_path / "in", "-o", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    for number, pickled in enumerate(data):
+        assert load_set(tmp_path / "out", str(number)) == [pickle.loads(pickled)]
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_no_position_in_a_text_makes_a_tar(tmp_path: Path, protocol: int) -> None:
-    for length in range(235, 262):
-        (tmp_path / "a.pkl").write_bytes(pickle.dumps(["x" * length + "ustar" * 3], protocol))
-        split_file(tmp_path / "a.pkl", tmp_path / f"out{length}", jobs=1)
+def test_no_position_in_a_text_makes_a_tar(tmp_path: Path) -> None:
+    """A dry run looks at the first bytes as the run does."""
+    for protocol in range(6):
+        for length in range(235, 262):
+            data = pickle.dumps(["x" * length + "ustar" * 3], protocol)
+            (tmp_path / f"{protocol}-{length}.pkl").write_bytes(data)
+    dry = split("-i", tmp_path, "-o", tmp_path / "out", "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert dry.stdout.count("se dividiría") == 6 * 27
 
 
 # Modules that are missing, errors of the system, faults of the script
@@ -508,26 +517,6 @@ def test_errors_of_the_system_are_told_in_spanish(number: int, problem: str, hin
     error = load_error(Path("a.pkl"), OSError(number, os.strerror(number)))
     assert error.problem == f"no se puede leer ({problem})"
     assert hint in error.hint
-
-
-class Cancelled(BaseException):
-    """As asyncio.CancelledError."""
-
-
-@pytest.mark.parametrize("phase", [Phase.LOAD, Phase.SAVE, Phase.VALIDATE])
-@pytest.mark.parametrize("error", [Cancelled, KeyboardInterrupt, ZeroDivisionError])
-def test_what_the_progress_raises_comes_out_as_it_is(
-    tmp_path: Path, phase: Phase, error: type[BaseException]
-) -> None:
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps([os.urandom(1 << 20) for _ in range(3)]))
-
-    def progress(now: Phase, done_bytes: int, expected_bytes: int) -> None:
-        if now is phase and done_bytes:
-            raise error
-
-    with pytest.raises(error):
-        split_file(tmp_path / "a.pkl", tmp_path / "out", progress=progress)
-    assert names(tmp_path / "out") == []
 
 
 def test_fault_of_the_copier_is_not_told_as_one_of_the_traces(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Do the module and pyproject.toml say the same of what they need, and what do they offer?"""
+"""Packaging: do the module and pyproject.toml say the same of what they need and offer?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What holds for any list of traces and any N; split_file is called in this process."""
+"""Properties: what holds for any list of traces and any N?
+
+split_file is called in this process.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import load, names
+from helpers import load, low_memory_or_not, names
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divide_conquer import (
-    LoadError,
-    OutputError,
-    Phase,
-    SaveError,
-    SplitError,
-    ValidationError,
-    split_file,
-)
+from divide_conquer import Phase, split_file
 
 bounded = settings(derandomize=True, deadline=None, max_examples=25, database=None)
 few = settings(bounded, max_examples=10)
-
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -85,10 +79,7 @@ def write(folder: Path, traces: object, protocol: int = 4, *, zipped: bool = Fal
     return path
 
 
-modes = pytest.mark.parametrize("low_memory", [False, True], ids=["default", "low_memory"])
-
-
-@modes
+@low_memory_or_not
 @bounded
 @given(
     traces=traces_of_all_kinds,
@@ -127,7 +118,7 @@ def test_sub_batches_concatenate_to_the_batch(
     assert not (report.skipped or report.deleted or report.warnings)
 
 
-@modes
+@low_memory_or_not
 @few
 @given(owners=st.lists(st.integers(0, 3), min_size=1, max_size=12), n=st.integers(1, 6))
 def test_objects_shared_within_a_sub_batch_stay_shared(
@@ -144,7 +135,7 @@ def test_objects_shared_within_a_sub_batch_stay_shared(
         assert len({id(trace[0]) for trace in sub}) == len(set(of_this))
 
 
-@modes
+@low_memory_or_not
 @few
 @given(
     sizes=st.lists(st.integers(0, 1_500_000), min_size=1, max_size=5),
@@ -183,99 +174,3 @@ def test_progress_never_goes_back_within_a_phase(
         assert done == sorted(done)
         assert done[-1] == total
         assert len({expected for of, _, expected in calls if of is phase}) == 1
-
-
-class CountedCancel:
-    """A progress callback that raises at its k-th call."""
-
-    def __init__(self, k: int) -> None:
-        self.left = k
-        self.phases: list[Phase] = []
-
-    def __call__(self, phase: Phase, done_bytes: int, expected_bytes: int) -> None:
-        self.left -= 1
-        self.phases.append(phase)
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
-@modes
-@pytest.mark.parametrize("compress", [True, False], ids=["gzip", "plain"])
-def test_cancel_at_any_callback_leaves_nothing(
-    tmp_path: Path, compress: bool, low_memory: bool
-) -> None:
-    traces = [bytes([i]) * 300_000 for i in range(5)]
-    source, output = write(tmp_path, traces, zipped=True), tmp_path / "out"
-    before = source.read_bytes()
-    cancelled_in: list[Phase] = []
-    for k in range(1, 500):
-        cancel = CountedCancel(k)
-        try:
-            split_file(
-                source,
-                output,
-                traces_per_batch=2,
-                compress=compress,
-                low_memory=low_memory,
-                progress=cancel,
-            )
-        except KeyboardInterrupt:
-            cancelled_in.append(cancel.phases[-1])
-            assert names(output) == []
-            assert source.read_bytes() == before
-        else:
-            break
-    assert set(cancelled_in) == {Phase.LOAD, Phase.SAVE, Phase.VALIDATE}
-    assert len(cancel.phases) == len(cancelled_in)
-    assert [trace for path in sorted(output.iterdir()) for trace in load(path)] == traces
-
-
-@pytest.mark.parametrize("class_", [SplitError, LoadError, OutputError, SaveError, ValidationError])
-def test_errors_survive_pickling(class_: type[SplitError]) -> None:
-    error = class_(Path("in/año.pkl"), "está vacío", "cópialo otra vez")
-    error.leftovers = (Path("out/a_sub0000.pkl.gz"),)
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is class_
-    assert str(copy) == str(error) == "in/año.pkl: está vacío"
-    assert (copy.path, copy.problem, copy.hint) == (error.path, error.problem, error.hint)
-    assert copy.leftovers == error.leftovers
-
-
-def test_split_file_and_its_report_are_picklable(tmp_path: Path) -> None:
-    call = pickle.loads(pickle.dumps(split_file))
-    assert call is split_file
-    report = call(write(tmp_path, [1, 2]), tmp_path / "out")
-    assert pickle.loads(pickle.dumps(report)) == report
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        pytest.param({"traces_per_batch": 0}, "traces_per_batch", id="n-0"),
-        pytest.param({"traces_per_batch": -3}, "traces_per_batch", id="n-negative"),
-        pytest.param({"traces_per_batch": 2.5}, "float", id="n-float"),
-        pytest.param({"jobs": 0}, "jobs", id="jobs-0"),
-        pytest.param({"jobs": 1.0}, "float", id="jobs-float"),
-        pytest.param(
-            {"delete_original": True, "validate": False}, "validate", id="delete-unvalidated"
-        ),
-    ],
-)
-def test_contradictory_arguments_raise_and_touch_nothing(
-    tmp_path: Path, options: dict[str, Any], expected: str
-) -> None:
-    source = write(tmp_path, [1, 2])
-    with pytest.raises((ValueError, TypeError), match=expected):
-        split_file(source, tmp_path / "out", **options)
-    assert names(tmp_path) == ["a.pkl"]
-
-
-def test_failure_prints_nothing_and_leaves_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    source = write(tmp_path, "no list")
-    with pytest.raises(LoadError, match="un objeto str") as caught:
-        split_file(source, tmp_path / "out")
-    assert (caught.value.path, caught.value.leftovers) == (source, ())
-    assert names(tmp_path / "out") == []
-    assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""README.md tells the truth: its commands run, its tables are those of the script."""
+"""README.md: do its commands run, are its tables those of the script?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from helpers import (
-    LIMIT_SECONDS,
     ROOT,
     SCRIPT,
     environment,
@@ -23,8 +22,6 @@ from helpers import (
 from readme import README, blocks, project_copy, run_block
 
 import divide_conquer
-
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 
 TEXT = README.read_text(encoding="utf-8")
 CI = ROOT / ".ci" / "run"

@@ -1,4 +1,4 @@
-"""What a run says while it works and when it is done: in a log, on a terminal, in its summary."""
+"""The report: what does a run say while it works and when it is done?"""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path
 
 import pytest
 from helpers import (
-    LIMIT_SECONDS,
     NO_ISAL,
+    Folders,
     command,
     environment,
+    load_set,
     names,
     pickled_call,
     pickled_list,
     split,
     split_on_terminal,
     split_without,
+    sub_names,
     write_batch,
     write_module,
 )
 
 import divide_conquer
-
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 
 SIZE = r"(?:[1-9]\d{0,2}|\d\.\d{1,2}|\d\d\.\d) [kMGT]?B"  # decimal, a point, a space
 
@@ -65,6 +65,9 @@ def bars(shown: str) -> Iterator[str]:
     for piece in re.split(r"[\r\n]", shown):
         if "|" in piece:
             yield piece.rstrip()
+
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x80-\x9f]")
 
 
 # While it runs
@@ -118,6 +121,8 @@ def test_a_bar_names_its_file_and_leaves_the_last_columns_free(
     whole = re.compile(rf":  +\d+%\|.+\| (?:{SIZE}|0 B)/{SIZE} \[00:0\d<(?:00:0\d|\?), .+B/s\]$")
     assert any(whole.search(bar) for bar in shown), shown
     assert set(screen(done.terminal, columns or 80)) == {""}
+    assert not CONTROL_CHARACTERS.search(done.stdout)
+    assert len(done.stdout.splitlines()) == 4  # of the files, of the summary, of the folder
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -151,12 +156,43 @@ def test_a_bar_that_tqdm_was_told_to_hide_is_hidden(tmp_path: Path) -> None:
 # When it is done
 
 
-def test_a_file_is_told_with_its_total_time_and_the_peak_so_far(tmp_path: Path) -> None:
-    source = write_batch(tmp_path / "a.pkl", [bytes(1000)] * 3)
-    (line,) = lines_of(split("-i", source, "-o", tmp_path / "out").stdout, "a.pkl: ")
-    seconds = r"\d+\.\d s"
-    assert re.search(rf"; {seconds} \(carga {seconds}, guardado {seconds}, ", line)
-    assert re.search(rf"\); memoria máxima hasta ahora {SIZE}$", line)
+def test_report_has_a_line_per_file_and_a_summary(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl.gz", list(range(7)))
+    write_batch(folders.source / "b.pkl", list(range(2)))
+    done = split(*folders.args("-n", 3))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 7
+    size = r"[0-9.]+ [kM]?B"
+    seconds = r"[0-9.]+ s"
+    assert [re.sub(r"\(.+\)", "()", line) for line in lines[:4:2]] == [
+        "Dividiendo 1/2: a.pkl.gz ()",
+        "Dividiendo 2/2: b.pkl ()",
+    ]
+    for line, start in zip(
+        lines[1:4:2],
+        (r"a\.pkl\.gz: 7 traces → 3 sub-batches", r"b\.pkl: 2 traces → 1 sub-batch"),
+    ):
+        assert re.fullmatch(
+            rf"{start}, {size} → {size}; {seconds} "
+            rf"\(carga {seconds}, guardado {seconds}, validación {seconds}\)"
+            f"; memoria máxima hasta ahora {size}",
+            line,
+        )
+    assert re.fullmatch(
+        rf"Resumen: 2 divididos; 9 traces en 4 sub-batches, {size} → {size}; {seconds}\.",
+        lines[4],
+    )
+    assert lines[5] == f"  Los sub-batches están en {folders.output}"
+    assert lines[6].startswith("  Un cargador con 2 sub-batches en caché y otro cargándose ")
+
+
+def test_no_validate_is_told_in_the_report(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    done = split(*folders.args("-n", 2, "--no-validate"))
+    assert done.returncode == 0
+    assert "sin validar" in done.stdout
+    assert load_set(folders.output, "a") == [[1, 2], [3]]
 
 
 def test_the_summary_says_where_and_how_long_and_names_failures_only(tmp_path: Path) -> None:
@@ -238,7 +274,63 @@ def test_a_loader_is_told_the_memory_of_its_cache_and_of_the_one_it_loads(tmp_pa
     assert "Un cargador" not in two  # there are no three
 
 
-# Numbers, and what works below
+def test_whether_isal_is_used_is_told(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "a.pkl", [1])
+    dry = ("-i", source, "-o", tmp_path / "out", "--dry-run")
+    assert split_without(NO_ISAL, "--version").stdout.endswith(", sin isal)\n")
+    assert split_without(NO_ISAL, *dry).stdout.splitlines()[-1].startswith("Gzip: sin isal;")
+    stand_in = (
+        "import zlib\nsys.modules['isal'] = sys.modules['isal.isal_zlib'] = type(sys)('isal')\n"
+    )
+    stand_in += "vars(sys.modules['isal']).update(vars(zlib))"
+    if importlib.util.find_spec("isal"):
+        stand_in = ""
+    assert split_without(stand_in, "--version").stdout.endswith(", con isal)\n")
+    assert split_without(stand_in, *dry).stdout.splitlines()[-1] == "Gzip: con isal."
+
+
+# What is not said
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "-q"])
+def test_quiet_prints_nothing_on_success(folders: Folders, flag: str) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    done = split(*folders.args(flag))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert names(folders.output) == sub_names("a", 1)
+
+
+def test_quiet_still_prints_errors(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl.gz", "not a list")
+    done = split(*folders.args("--quiet"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a.pkl.gz" in done.stderr
+
+
+def test_quiet_shows_no_bar_on_a_terminal(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    done = split_on_terminal(*folders.args("--quiet"))
+    assert (done.returncode, done.stdout, done.terminal) == (0, "", "")
+
+
+def test_no_control_characters_without_a_terminal(folders: Folders) -> None:
+    write_batch(folders.source / "good \x1b[31m\r\t.pkl.gz", [1, 2, 3])
+    write_batch(folders.source / "bad \x1b[31m\r\t\x9b.pkl.gz", "not a list")
+    done = split(*folders.args())
+    assert done.returncode == 1
+    assert "good " in done.stdout
+    assert "bad " in done.stderr
+    assert not CONTROL_CHARACTERS.search(done.stdout + done.stderr)
+
+
+def test_newline_in_a_name_breaks_no_line_of_the_report(folders: Folders) -> None:
+    write_batch(folders.source / "a\nResumen: 9 divididos.pkl", [1])
+    done = split(*folders.args())
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 4  # start, report, summary, folder
+
+
+# Numbers
 
 
 @pytest.mark.parametrize(
@@ -281,28 +373,3 @@ def test_the_example_generator_tells_sizes_in_the_same_form(tmp_path: Path) -> N
         [*command()[:1], str(script), *args], capture_output=True, text=True, check=True
     )
     assert re.fullmatch(rf"\S+/batch_0000\.pkl\.gz: 2 traces, {SIZE}\n", done.stdout)
-
-
-def test_whether_isal_is_used_is_told(tmp_path: Path) -> None:
-    source = write_batch(tmp_path / "a.pkl", [1])
-    dry = ("-i", source, "-o", tmp_path / "out", "--dry-run")
-    assert split_without(NO_ISAL, "--version").stdout.endswith(", sin isal)\n")
-    assert split_without(NO_ISAL, *dry).stdout.splitlines()[-1].startswith("Gzip: sin isal;")
-    stand_in = (
-        "import zlib\nsys.modules['isal'] = sys.modules['isal.isal_zlib'] = type(sys)('isal')\n"
-    )
-    stand_in += "vars(sys.modules['isal']).update(vars(zlib))"
-    if importlib.util.find_spec("isal"):
-        stand_in = ""
-    assert split_without(stand_in, "--version").stdout.endswith(", con isal)\n")
-    assert split_without(stand_in, *dry).stdout.splitlines()[-1] == "Gzip: con isal."
-
-
-def test_a_full_disk_names_no_leftovers_where_there_are_none(tmp_path: Path) -> None:
-    source = write_batch(tmp_path / "a.pkl", [1])
-    (tmp_path / "out").mkdir()
-    dry = split("-i", source, "-o", tmp_path / "out", "--dry-run")
-    assert "residuales" not in dry.stdout
-    (tmp_path / "out" / "x.part").write_bytes(b"12345")
-    dry = split("-i", source, "-o", tmp_path / "out", "--dry-run")
-    assert "Archivos .part residuales en la salida: 1 (5 B)." in dry.stdout

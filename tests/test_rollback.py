@@ -1,4 +1,4 @@
-"""After any exception in `split_file`, is what it made gone, and what others made still there?
+"""Rolling back: after any exception, is what split_file made gone, and others' files still there?
 
 A notebook raises KeyboardInterrupt between any two statements; a run that was suspended may find
 that another one has taken its place.
@@ -16,28 +16,13 @@ from types import FrameType
 from typing import Any, Optional
 
 import pytest
-from faults import under_strace
-from helpers import (
-    LIMIT_SECONDS,
-    load_set,
-    names,
-    pickled_call,
-    pickled_list,
-    split,
-    start,
-    wait_until,
-    write_batch,
-    write_module,
-)
+from helpers import load_set, low_memory_or_not, names, write_batch
 
 import divide_conquer
 from divide_conquer import Interrupted, Phase, SplitError, split_file
 
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
-
 # Where one more exception, while the first is handled, may leave what the next run clears.
 CLEANING = {"__exit__", "_roll_back", "_unlock", "_remove", "_is_ours", "_is_first", "close"}
-modes = pytest.mark.parametrize("low_memory", [False, True], ids=["default", "low_memory"])
 
 
 @contextlib.contextmanager
@@ -73,7 +58,7 @@ def interrupted_at(line: int) -> Iterator[list[int]]:
         sys.settrace(before)
 
 
-@modes
+@low_memory_or_not
 def test_interruption_between_any_two_lines(tmp_path: Path, low_memory: bool) -> None:
     source = write_batch(tmp_path / "a.pkl", list(range(5)))
     outcomes = {"undone": 0, "published": 0}
@@ -95,7 +80,7 @@ def test_interruption_between_any_two_lines(tmp_path: Path, low_memory: bool) ->
     assert source.exists()
 
 
-@modes
+@low_memory_or_not
 def test_files_of_the_run_that_took_our_place_are_not_touched(
     tmp_path: Path, low_memory: bool
 ) -> None:
@@ -138,73 +123,3 @@ def test_interrupted_clean_up_locks_nothing_for_the_rest_of_a_notebook(tmp_path:
     assert "a_sub0000.pkl.gz.part" in names(output)
     assert split_file(source, output).n_traces == 3
     assert names(output) == ["a_sub0000.pkl.gz"]
-
-
-def test_lock_that_its_owner_removed_meanwhile_is_no_lock(tmp_path: Path) -> None:
-    """Who waits between open and flock may lock a file that has no name any more."""
-    env = write_module(tmp_path / "modules", "watching", WATCHING)
-    (tmp_path / "a.pkl").write_bytes(pickled_list(pickled_call("watching", "names", "out")))
-    (tmp_path / "out").mkdir()
-    lock = tmp_path / "out" / "a.lock.part"
-    late = under_strace("flock:delay_enter=700000:when=1", lock, tmp_path / "log")
-    args = ("-i", "a.pkl", "-o", "out", "--no-compress")
-    process = start(*args, prefix=late, cwd=tmp_path, env=env)
-    wait_until(lock.exists, process)
-    lock.unlink()
-    process.communicate(timeout=LIMIT_SECONDS)
-    assert process.returncode == 0
-    assert "DELAYED" in (tmp_path / "log").read_text()
-    assert load_set(tmp_path / "out", "a") == [[["a.lock.part"]]]  # it was there while it was used
-
-
-WATCHING = """
-import os
-def names(folder): return sorted(os.listdir(folder))
-"""
-
-PANIC = """
-import asyncio
-class PanicException(BaseException): pass
-def panic(): raise PanicException("index out of bounds")
-def cancel(): raise asyncio.CancelledError
-def leave(): raise SystemExit(3)
-class Panics:
-    def __reduce__(self): panic()
-"""
-
-
-@pytest.mark.parametrize("function", ["panic", "cancel", "leave"])
-def test_trace_that_raises_whatever_stops_no_other_file(tmp_path: Path, function: str) -> None:
-    env = write_module(tmp_path / "modules", "panicking", PANIC)
-    source = tmp_path / "in"
-    write_batch(source / "b.pkl", [1, 2])
-    (source / "a.pkl").write_bytes(b"\x80\x02](cpanicking\n%s\n)Re." % function.encode())
-    done = split("-i", source, "-o", tmp_path / "out", env=env)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("ERROR ") == 1
-    assert "a.pkl: el código de sus traces falla" in done.stderr
-    assert names(tmp_path / "out") == ["b_sub0000.pkl.gz"]
-
-
-def test_trace_that_panics_when_it_is_saved_is_that_files_error(tmp_path: Path) -> None:
-    env = write_module(tmp_path / "modules", "panicking", PANIC)
-    (tmp_path / "a.pkl").write_bytes(b"\x80\x02](cpanicking\nPanics\n)Re.")
-    done = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", env=env)
-    assert done.returncode == 1
-    assert "No se pudo guardar" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert names(tmp_path / "out") == []
-
-
-def test_trace_that_changes_the_working_folder_changes_no_path(tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    (tmp_path / "elsewhere").mkdir()
-    write_batch(source / "b.pkl", [1, 2])
-    path = str(tmp_path / "elsewhere").encode()
-    call = b"cos\nchdir\n(X" + len(path).to_bytes(4, "little") + path + b"tR"
-    (source / "a.pkl").write_bytes(b"\x80\x02](" + call + b"e.")
-    done = split("-i", "in", "-o", "out", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert names(tmp_path / "out") == ["a_sub0000.pkl.gz", "b_sub0000.pkl.gz"]
-    assert names(tmp_path / "elsewhere") == []

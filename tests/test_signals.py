@@ -1,22 +1,35 @@
-"""Ctrl-C and SIGTERM in each phase, through real processes that wait for the signal there."""
+"""Signals: does a Ctrl-C, SIGTERM, SIGHUP or kill, whenever it comes, lose nothing?"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
+import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import pytest
-from faults import under_strace
+from faults import (
+    ALL_FAULTS,
+    Box,
+    assert_honest_end,
+    assert_nothing_lost,
+    finish_after_kill,
+    under_strace,
+)
 from helpers import (
     LIMIT_SECONDS,
+    Mode,
     load,
     load_set,
+    modes,
     names,
     pickled_call,
     pickled_list,
@@ -63,7 +76,6 @@ class Waiting:
         return rebuild, self.state
 """
 
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
 
 ALL_NAMES = [
     "a_sub0000.pkl.gz",
@@ -249,13 +261,47 @@ def test_interruption_names_what_it_could_not_remove(tmp_path: Path) -> None:
     assert names(scene.output) == [*ALL_NAMES[:2], part.name]
 
 
-def test_warning_of_a_skipped_file_is_told(tmp_path: Path) -> None:
-    source, output = write_batch(tmp_path / "a.pkl.gz", [1, 2, 3]), tmp_path / "out"
-    assert split("-i", source, "-o", output).returncode == 0
-    prefix = under_strace("unlink:error=EIO", output / "a.lock.part")
-    done = split("-i", source, "-o", output, "--skip-existing", prefix=prefix)
-    assert done.returncode == 0
-    assert "AVISO a.pkl.gz: no se pudo quitar a.lock.part" in done.stderr
+FAREWELL = """
+import os, signal
+
+made = 0
+
+
+class Farewell:
+    def __init__(self):
+        global made
+        made += 1
+        self.number = made
+
+    def __del__(self):
+        if self.number == 2:  # 1 was of the source, 2 of the sub-batch that is validated
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def __reduce__(self):
+        return Farewell, ()
+"""
+
+
+def test_signal_after_the_last_byte_was_validated_cancels(tmp_path: Path) -> None:
+    """It comes when the traces that were read back are freed: nothing is published yet."""
+    source, output = tmp_path / "a.pkl", tmp_path / "out"
+    source.write_bytes(pickled_list(pickled_call("leaving", "Farewell")))
+    env = write_module(tmp_path / "modules", "leaving", FAREWELL)
+    done = split("-i", source, "-o", output, "--delete-original", "--yes", env=env)
+    assert done.returncode == 130
+    assert "Interrumpido al dividir a.pkl" in done.stderr
+    assert names(output) == []
+    assert source.exists()
+
+
+@modes
+def test_signal_during_the_last_fsync_cancels(tmp_path: Path, mode: tuple[str, ...]) -> None:
+    source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
+    prefix = under_strace("fsync:signal=SIGINT", output / "a_sub0001.pkl.gz.part")
+    done = split("-i", source, "-o", output, "-n", 2, "--no-validate", *mode, prefix=prefix)
+    assert done.returncode == 130
+    assert "Interrumpido al dividir a.pkl" in done.stderr
+    assert names(output) == []
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -274,17 +320,6 @@ def test_killed_run_is_cleared_by_the_next(tmp_path: Path, phase: str) -> None:
     assert snapshot(scene.source) == before
 
 
-def test_second_process_on_the_same_batch_fails_at_once(tmp_path: Path) -> None:
-    scene = make_scene(tmp_path, "save")
-    with started(scene) as process:
-        second = split("-i", scene.source / "b.pkl", "-o", scene.output, env=scene.env)
-        _, stderr = send_and_let_go(process, scene)
-    assert second.returncode == 1
-    assert "b.pkl: otro proceso lo está dividiendo" in second.stderr
-    assert (process.returncode, stderr) == (0, "")
-    assert names(scene.output) == ALL_NAMES
-
-
 def test_ctrl_c_at_the_question_does_nothing(tmp_path: Path) -> None:
     scene = make_scene(tmp_path, "none")
     before = snapshot(tmp_path)
@@ -295,3 +330,84 @@ def test_ctrl_c_at_the_question_does_nothing(tmp_path: Path) -> None:
     assert "Interrumpido: no se ha hecho nada." in done.terminal
     assert "Traceback" not in done.terminal
     assert snapshot(tmp_path) == before
+
+
+# At random moments
+
+
+N_MOMENTS = 35 if ALL_FAULTS else 10  # of each signal and mode: 210 in all, or 20 of the sample
+RUN_TRACE_BYTES = 2_000_000  # so that a run takes about a second
+MOMENTS: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tell_counts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Print at the end how the runs that were hit by a signal ended."""
+    yield
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        ends = ", ".join(f"{end} {count}" for end, count in sorted(MOMENTS.items()))
+        print(f"\nruns hit by a signal at a random moment: {ends or 'none'}")
+
+
+class Hit(NamedTuple):
+    """after_seconds: since the lock was taken, or, from_start, since the process was made."""
+
+    number: signal.Signals
+    after_seconds: float
+    from_start: bool
+
+
+def hit_one(template: Box, root: Path, hit: Hit) -> Optional[str]:
+    """Send one signal to a run at one moment; return what does not hold then, or None."""
+    box = template.copy_to(root)
+    process = start(*box.arguments(), stdout=subprocess.DEVNULL)
+    if not hit.from_start:
+        wait_until(box.lock.exists, process)
+    time.sleep(hit.after_seconds)
+    process.send_signal(hit.number)
+    _, err = process.communicate(timeout=LIMIT_SECONDS)
+    code = process.returncode
+    MOMENTS[f"{hit.number.name} -> {code}"] += 1
+    try:
+        assert_nothing_lost(box)
+        # Before main has begun and after it has ended the interpreter itself answers: it dies of
+        # the signal, or shows a KeyboardInterrupt (with exit code 1 while it imports site).
+        outside = names(box.output) == [] or box.set_is_complete()
+        # (With exit code 0, even, while it looks what argv[0] is: pymain_get_importer.)
+        codes = (-2, 0, 1) if "Failed checking if argv[0]" in err else (-2, 1)
+        by_python = hit.number == signal.SIGINT and "KeyboardInterrupt" in err and code in codes
+        if code == -hit.number or by_python:
+            assert hit.number == signal.SIGKILL or outside, names(box.output)
+        else:
+            assert code in (0, 128 + hit.number), err
+            assert_honest_end(box, code, err)
+        finish_after_kill(box)
+    except AssertionError as error:
+        return f"{hit}: {str(error)[:600]}"
+    shutil.rmtree(root)
+    return None
+
+
+@pytest.mark.sampled
+@modes
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_loses_nothing(
+    tmp_path: Path, number: signal.Signals, mode: Mode
+) -> None:
+    template = Box(tmp_path / "template", mode, True, RUN_TRACE_BYTES).make()
+    clean = template.copy_to(tmp_path / "clean")
+    began = time.perf_counter()
+    process = start(*clean.arguments(), stdout=subprocess.DEVNULL)
+    wait_until(clean.lock.exists, process)
+    locked = time.perf_counter()
+    process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 0
+    lengths = {True: locked - began, False: time.perf_counter() - locked}
+    moments = random.Random(f"{number}{mode}")
+    early = [i % 6 == 0 for i in range(N_MOMENTS)]
+    hits = [Hit(number, moments.uniform(0, lengths[e]), e) for e in early]
+    roots = [tmp_path / f"run{i}" for i in range(len(hits))]
+    with ThreadPoolExecutor(2) as pool:
+        wrong = [w for w in pool.map(hit_one, [template] * len(hits), roots, hits) if w]
+    assert not wrong, f"{len(wrong)} of {len(hits)}:\n" + "\n".join(wrong)

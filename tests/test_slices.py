@@ -1,4 +1,4 @@
-"""Is every sub-batch of --low-memory the slice of its source, whatever refers to what?
+"""Slices: is every sub-batch of --low-memory the slice of its source, whatever refers to what?
 
 The judge is the source itself: what `pickle.loads` gives for it, sliced, has the types, values and
 identities of what it gives for the sub-batch.  It is never compared with what the traces would be

@@ -1,22 +1,34 @@
-"""Does validation find what it is there for, and is a split cancelled until the last moment?
+"""Validation: is all found that differs from what was written, before it is published?
 
-The traces of these batches are of classes whose code does the damage, while they are saved, loaded
-or freed: that is real code in a real run, and comes at the very moment that the test is about.
+Some traces here are of classes whose code does the damage while they are saved: that is real code
+in a real run, and comes at the very moment that the test is about.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import under_strace
+from faults import (
+    Box,
+    Fault,
+    append_byte,
+    append_gzip_member,
+    assert_honest_end,
+    cut_half,
+    empty_file,
+    flip_byte,
+    needs_strace,
+    stopped,
+)
 from helpers import (
-    LIMIT_SECONDS,
+    Mode,
     load,
+    low_memory_or_not,
+    modes,
     names,
     pickled_call,
     pickled_list,
@@ -27,11 +39,8 @@ from helpers import (
 
 from divide_conquer import Phase, ValidationError, split_file
 
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
-modes = pytest.mark.parametrize("low_memory", [False, True], ids=["default", "low_memory"])
-
 MODULE = """
-import gc, os, signal
+import gc
 
 
 def make(what):
@@ -52,22 +61,6 @@ class Trace:
                     del owner[0]
         return make, (self.what,)
 
-
-made = 0
-
-
-class Farewell:
-    def __init__(self):
-        global made
-        made += 1
-        self.number = made
-
-    def __del__(self):
-        if self.number == 2:  # 1 was of the source, 2 of the sub-batch that is validated
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def __reduce__(self):
-        return Farewell, ()
 """
 
 
@@ -104,7 +97,7 @@ def test_trace_that_no_sub_batch_has_is_found(tmp_path: Path) -> None:
     assert (tmp_path / "a.pkl").exists()
 
 
-@modes
+@low_memory_or_not
 def test_byte_that_changed_on_disk_is_found_although_it_loads(
     tmp_path: Path, low_memory: bool
 ) -> None:
@@ -129,41 +122,37 @@ def test_byte_that_changed_on_disk_is_found_although_it_loads(
     assert load(source) == ["sound", 1, 2]
 
 
+DAMAGES = [
+    pytest.param(flip_byte(0), id="magic_number"),
+    pytest.param(flip_byte(3), id="gzip_flags"),
+    pytest.param(flip_byte(5), id="gzip_time_that_nobody_reads"),
+    pytest.param(flip_byte(200), id="content"),
+    pytest.param(flip_byte(-6), id="gzip_crc"),
+    pytest.param(flip_byte(-1), id="gzip_length"),
+    pytest.param(cut_half, id="cut"),
+    pytest.param(empty_file, id="emptied"),
+    pytest.param(append_byte, id="appended"),
+    pytest.param(append_gzip_member, id="appended_empty_member"),
+    pytest.param(os.unlink, id="removed"),
+]
+
+
+@needs_strace
+@pytest.mark.sampled
 @modes
-def test_progress_comes_one_at_a_time_and_adds_up(tmp_path: Path, low_memory: bool) -> None:
-    traces = [os.urandom(300_000) for _ in range(12)]
-    source, output = write_batch(tmp_path / "a.pkl", traces), tmp_path / "out"
-    busy = threading.Lock()
-    last: dict[Phase, tuple[int, int]] = {}
-
-    def progress(phase: Phase, done: int, expected: int) -> None:
-        assert busy.acquire(blocking=False), "two calls at once"
-        time.sleep(0.0005)  # lets another thread come, if nothing holds it back
-        assert done >= last.get(phase, (0, 0))[0]
-        last[phase] = done, expected
-        busy.release()
-
-    report = split_file(
-        source, output, traces_per_batch=1, low_memory=low_memory, jobs=4, progress=progress
-    )
-    assert last[Phase.LOAD] == (source.stat().st_size,) * 2
-    assert last[Phase.VALIDATE] == (report.output_bytes,) * 2
-
-
-def test_signal_after_the_last_byte_was_validated_cancels(tmp_path: Path) -> None:
-    """It comes when the traces that were read back are freed: nothing is published yet."""
-    done = run(tmp_path, [pickled_call("odd_traces", "Farewell")], 1, "--delete-original", "--yes")
-    assert done.returncode == 130
-    assert "Interrumpido al dividir a.pkl" in done.stderr
-    assert names(tmp_path / "out") == []
-    assert (tmp_path / "a.pkl").exists()
-
-
-@pytest.mark.parametrize("mode", [(), ("--low-memory",)], ids=["default", "low_memory"])
-def test_signal_during_the_last_fsync_cancels(tmp_path: Path, mode: tuple[str, ...]) -> None:
-    source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
-    prefix = under_strace("fsync:signal=SIGINT", output / "a_sub0001.pkl.gz.part")
-    done = split("-i", source, "-o", output, "-n", 2, "--no-validate", *mode, prefix=prefix)
-    assert done.returncode == 130
-    assert "Interrumpido al dividir a.pkl" in done.stderr
-    assert names(output) == []
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("compress", [pytest.param(True, id="gz"), pytest.param(False, id="plain")])
+@pytest.mark.parametrize("index", [0, 2], ids=["first_part", "last_part"])
+def test_a_part_damaged_before_validation_is_refused(
+    tmp_path: Path, index: int, compress: bool, damage: Callable[[Path], None], mode: Mode
+) -> None:
+    box = Box(tmp_path / "box", mode, compress).make()
+    last = os.path.relpath(box.parts[-1], box.root)
+    with stopped(box, Fault("fsync", last, 1, "signal=SIGSTOP")) as runs:
+        damage(box.parts[index])
+    run = runs[0]
+    assert run.code == 1, run.err
+    assert "la validación" in run.err
+    assert_honest_end(box, run.code, run.err)
+    assert box.source_is_whole()
+    assert names(box.output) == []

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from faults import under_strace
 from helpers import (
-    LIMIT_SECONDS,
+    Mode,
     environment,
     load,
+    modes,
     names,
     pickled_call,
     pickled_list,
@@ -31,10 +32,6 @@ from helpers import (
 )
 
 from divide_conquer import Interrupted, Phase, are_alike, verify_file
-
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
-modes = pytest.mark.parametrize("mode", [(), ("--low-memory",)], ids=["default", "low_memory"])
-Mode = tuple[str, ...]
 
 
 def make_set(tmp_path: Path, mode: Mode = (), *more: object) -> tuple[Path, Path]:

@@ -1,0 +1,176 @@
+"""split_file, called from Python: what may its callers rely on besides the files?"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import LIMIT_SECONDS, load, low_memory_or_not, names, write_batch
+
+from divide_conquer import (
+    LoadError,
+    OutputError,
+    Phase,
+    SaveError,
+    SplitError,
+    SplitReport,
+    ValidationError,
+    split_file,
+)
+
+# Arguments, reports and errors
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param({"traces_per_batch": 0}, "traces_per_batch", id="n-0"),
+        pytest.param({"traces_per_batch": -3}, "traces_per_batch", id="n-negative"),
+        pytest.param({"traces_per_batch": 2.5}, "float", id="n-float"),
+        pytest.param({"jobs": 0}, "jobs", id="jobs-0"),
+        pytest.param({"jobs": 1.0}, "float", id="jobs-float"),
+        pytest.param(
+            {"delete_original": True, "validate": False}, "validate", id="delete-unvalidated"
+        ),
+    ],
+)
+def test_contradictory_arguments_raise_and_touch_nothing(
+    tmp_path: Path, options: dict[str, Any], expected: str
+) -> None:
+    source = write_batch(tmp_path / "a.pkl", [1, 2])
+    with pytest.raises((ValueError, TypeError), match=expected):
+        split_file(source, tmp_path / "out", **options)
+    assert names(tmp_path) == ["a.pkl"]
+
+
+def test_split_file_and_its_report_are_picklable(tmp_path: Path) -> None:
+    call = pickle.loads(pickle.dumps(split_file))
+    assert call is split_file
+    report = call(write_batch(tmp_path / "a.pkl", [1, 2]), tmp_path / "out")
+    assert pickle.loads(pickle.dumps(report)) == report
+
+
+@pytest.mark.parametrize("class_", [SplitError, LoadError, OutputError, SaveError, ValidationError])
+def test_errors_survive_pickling(class_: type[SplitError]) -> None:
+    error = class_(Path("in/año.pkl"), "está vacío", "cópialo otra vez")
+    error.leftovers = (Path("out/a_sub0000.pkl.gz"),)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is class_
+    assert str(copy) == str(error) == "in/año.pkl: está vacío"
+    assert (copy.path, copy.problem, copy.hint) == (error.path, error.problem, error.hint)
+    assert copy.leftovers == error.leftovers
+
+
+def test_failure_prints_nothing_and_leaves_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = write_batch(tmp_path / "a.pkl", "no list")
+    with pytest.raises(LoadError, match="un objeto str") as caught:
+        split_file(source, tmp_path / "out")
+    assert (caught.value.path, caught.value.leftovers) == (source, ())
+    assert names(tmp_path / "out") == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_split_file_needs_no_signals(tmp_path: Path) -> None:
+    """A thread other than the main one may set no signal handlers."""
+    source = write_batch(tmp_path / "a.pkl.gz", list(range(10)))
+    reports: list[SplitReport] = []
+    thread = threading.Thread(target=lambda: reports.append(split_file(source, tmp_path / "out")))
+    thread.start()
+    thread.join(LIMIT_SECONDS)
+    assert [report.n_traces for report in reports] == [10]
+
+
+# Progress
+
+
+@low_memory_or_not
+def test_progress_comes_one_at_a_time_and_adds_up(tmp_path: Path, low_memory: bool) -> None:
+    traces = [os.urandom(300_000) for _ in range(12)]
+    source, output = write_batch(tmp_path / "a.pkl", traces), tmp_path / "out"
+    busy = threading.Lock()
+    last: dict[Phase, tuple[int, int]] = {}
+
+    def progress(phase: Phase, done: int, expected: int) -> None:
+        assert busy.acquire(blocking=False), "two calls at once"
+        time.sleep(0.0005)  # lets another thread come, if nothing holds it back
+        assert done >= last.get(phase, (0, 0))[0]
+        last[phase] = done, expected
+        busy.release()
+
+    report = split_file(
+        source, output, traces_per_batch=1, low_memory=low_memory, jobs=4, progress=progress
+    )
+    assert last[Phase.LOAD] == (source.stat().st_size,) * 2
+    assert last[Phase.VALIDATE] == (report.output_bytes,) * 2
+
+
+class CountedCancel:
+    """A progress callback that raises at its k-th call."""
+
+    def __init__(self, k: int) -> None:
+        self.left = k
+        self.phases: list[Phase] = []
+
+    def __call__(self, phase: Phase, done_bytes: int, expected_bytes: int) -> None:
+        self.left -= 1
+        self.phases.append(phase)
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@low_memory_or_not
+@pytest.mark.parametrize("compress", [True, False], ids=["gzip", "plain"])
+def test_cancel_at_any_callback_leaves_nothing(
+    tmp_path: Path, compress: bool, low_memory: bool
+) -> None:
+    traces = [bytes([i]) * 300_000 for i in range(5)]
+    source, output = write_batch(tmp_path / "a.pkl.gz", traces), tmp_path / "out"
+    before = source.read_bytes()
+    cancelled_in: list[Phase] = []
+    for k in range(1, 500):
+        cancel = CountedCancel(k)
+        try:
+            split_file(
+                source,
+                output,
+                traces_per_batch=2,
+                compress=compress,
+                low_memory=low_memory,
+                progress=cancel,
+            )
+        except KeyboardInterrupt:
+            cancelled_in.append(cancel.phases[-1])
+            assert names(output) == []
+            assert source.read_bytes() == before
+        else:
+            break
+    assert set(cancelled_in) == {Phase.LOAD, Phase.SAVE, Phase.VALIDATE}
+    assert len(cancel.phases) == len(cancelled_in)
+    assert [trace for path in sorted(output.iterdir()) for trace in load(path)] == traces
+
+
+class Cancelled(BaseException):
+    """As asyncio.CancelledError."""
+
+
+@pytest.mark.parametrize("phase", [Phase.LOAD, Phase.SAVE, Phase.VALIDATE])
+@pytest.mark.parametrize("error", [Cancelled, KeyboardInterrupt, ZeroDivisionError])
+def test_what_the_progress_raises_comes_out_as_it_is(
+    tmp_path: Path, phase: Phase, error: type[BaseException]
+) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([os.urandom(1 << 20) for _ in range(3)]))
+
+    def progress(now: Phase, done_bytes: int, expected_bytes: int) -> None:
+        if now is phase and done_bytes:
+            raise error
+
+    with pytest.raises(error):
+        split_file(tmp_path / "a.pkl", tmp_path / "out", progress=progress)
+    assert names(tmp_path / "out") == []

@@ -1,0 +1,265 @@
+"""Sets: what becomes of sub-batches that are there, in which order are new ones published?"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import (
+    Folders,
+    load_set,
+    names,
+    pickled_call,
+    pickled_list,
+    snapshot,
+    split,
+    sub_names,
+    write_batch,
+    write_module,
+)
+
+# Whole sets: refused, or skipped where they are of this original
+
+
+@pytest.mark.parametrize("suffix", [".pkl.gz", ".pkl"])
+def test_existing_set_is_refused_untouched(folders: Folders, suffix: str) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    write_batch(folders.source / "b.pkl.gz", [4])
+    write_batch(folders.output / f"a_sub0000{suffix}", ["someone's"])
+    before = snapshot(folders.output)
+    done = split(*folders.args())
+    assert done.returncode == 1
+    assert f"sus sub-batches ya existen (a_sub0000{suffix}" in done.stderr
+    assert "--skip-existing" in done.stderr
+    assert names(folders.output) == [f"a_sub0000{suffix}", "b_sub0000.pkl.gz"]
+    assert before.items() <= snapshot(folders.output).items()
+
+
+@pytest.mark.parametrize(
+    ("made_with", "again_with"),
+    [
+        pytest.param((), (), id="same-suffix"),
+        pytest.param((), ("--no-compress",), id="gzip-then-plain"),
+        pytest.param(("--no-compress",), (), id="plain-then-gzip"),
+    ],
+)
+def test_skip_existing_passes_over_the_same_set(
+    folders: Folders, made_with: tuple[str, ...], again_with: tuple[str, ...]
+) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    assert split(*folders.args("-n", 2, *made_with)).returncode == 0
+    before = snapshot(folders.output)
+    done = split(*folders.args("-n", 1, "--skip-existing", *again_with))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a.pkl.gz: omitido" in done.stdout
+    assert "ni releídos ni comparados con -n" in done.stdout
+    assert done.stdout.endswith("\nResumen: 1 omitido.\n")
+    assert snapshot(folders.output) == before
+
+
+def test_copy_of_a_set_without_its_dates_is_known(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    assert split(*folders.args("-n", 2)).returncode == 0
+    for path in folders.output.iterdir():
+        os.utime(path, (5, 5))
+    done = split(*folders.args("-n", 2, "--skip-existing"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a.pkl.gz: omitido" in done.stdout
+
+
+def test_set_of_another_original_of_the_same_date_is_not_skipped(folders: Folders) -> None:
+    source = write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    os.utime(source, (1_700_000_000, 1_700_000_000))
+    assert split(*folders.args("-n", 2)).returncode == 0
+    write_batch(source, ["another", "list"])
+    os.utime(source, (1_700_000_000, 1_700_000_000))
+    done = split(*folders.args("-n", 2, "--skip-existing"))
+    assert done.returncode == 1
+    assert "a_sub0000.pkl.gz procede de otro original" in done.stderr
+
+
+# Sets that are mixed or not whole
+
+
+REFUSED_SETS = {
+    "of-an-older-source": (
+        ["_sub0000.pkl", "_sub0001.pkl"],
+        5,
+        "of-an-older-source_sub0000.pkl procede de un original con otra fecha",
+    ),
+    "without-a-stamp": (["_sub0000.pkl.gz"], 0, "no lleva el sello de este programa"),
+    "no-first": (
+        ["_sub0001.pkl.gz", "_sub0002.pkl.gz"],
+        0,
+        "incompleto o mezclado (no-first_sub0001.pkl.gz",
+    ),
+    "gap": (["_sub0000.pkl.gz", "_sub0002.pkl.gz"], 0, "incompleto o mezclado"),
+    "two-suffixes": (["_sub0000.pkl.gz", "_sub0001.pkl"], 0, "incompleto o mezclado"),
+    "number-twice": (["_sub0000.pkl.gz", "_sub0000.pkl"], 0, "incompleto o mezclado"),
+    "interrupted-publish-of-an-older-source": (
+        ["_sub0001.pkl", "_sub0000.pkl.part"],
+        5,
+        "incompleto o mezclado",
+    ),
+}
+"""Stem: (names that are there, how much older than the source, expected words)."""
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry-run"])
+def test_other_or_incomplete_sets_are_refused_untouched(
+    folders: Folders, more: tuple[str, ...]
+) -> None:
+    for stem, (existing, age_seconds, _) in REFUSED_SETS.items():
+        source = write_batch(folders.source / f"{stem}.pkl.gz", [1, 2, 3])
+        mtime = source.stat().st_mtime - age_seconds
+        for name in existing:
+            os.utime(write_batch(folders.output / (stem + name), [1]), (mtime, mtime))
+    before = snapshot(folders.output)
+    done = split(*folders.args("--skip-existing", *more))
+    assert done.returncode == 1
+    told = (done.stdout if more else done.stderr).splitlines()
+    for stem, (_, _, expected) in REFUSED_SETS.items():
+        (line,) = [line for line in told if f"/{stem}.pkl.gz" in line]
+        assert expected in line
+    assert snapshot(folders.output) == before
+
+
+def damage_last(out: Path) -> None:
+    (out / "a_sub0002.pkl.gz").unlink()
+
+
+def damage_empty(out: Path) -> None:
+    (out / "a_sub0001.pkl.gz").write_bytes(b"")
+
+
+def damage_order(out: Path) -> None:
+    one, other = (out / name for name in ("a_sub0000.pkl.gz", "a_sub0001.pkl.gz"))
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry-run"])
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        pytest.param(damage_last, "falta el último sub-batch: hay 4 traces de 5", id="last-gone"),
+        pytest.param(damage_empty, "a_sub0001.pkl.gz está vacío", id="empty"),
+        pytest.param(damage_order, "a_sub0000.pkl.gz no sigue al anterior", id="exchanged"),
+    ],
+)
+def test_set_that_is_not_whole_is_not_skipped(
+    folders: Folders, damage: Callable[[Path], None], problem: str, more: tuple[str, ...]
+) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2, 3, 4, 5])
+    assert split(*folders.args("-n", 2)).returncode == 0
+    damage(folders.output)
+    before = snapshot(folders.output)
+    done = split(*folders.args("-n", 2, "--skip-existing", *more))
+    assert done.returncode == 1
+    assert problem in done.stdout + done.stderr
+    assert snapshot(folders.output) == before
+
+
+# What killed runs leave
+
+
+def test_stale_parts_of_the_stem_are_cleared_and_no_others(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl.gz", [1, 2])
+    folders.output.mkdir()
+    kept = ["aa_sub0000.pkl.gz.part", "a_sub0000_sub0000.pkl.part", "b_sub0001.pkl.part"]
+    cleared = ["a_sub0000.pkl.gz.part", "a_sub0007.pkl.part", "a_sub00012.pkl.gz.part"]
+    for name in kept + cleared:
+        (folders.output / name).write_bytes(b"torn")
+    assert split(*folders.args()).returncode == 0
+    assert names(folders.output) == sorted([*kept, "a_sub0000.pkl.gz"])
+    assert load_set(folders.output, "a") == [[1, 2]]
+
+
+@pytest.mark.parametrize("more", [(), ("--skip-existing",)], ids=["plain", "skip-existing"])
+def test_interrupted_publish_is_cleared_and_redone(folders: Folders, more: tuple[str, ...]) -> None:
+    mtime_ns = write_batch(folders.source / "a.pkl.gz", [1, 2, 3, 4, 5]).stat().st_mtime_ns
+    folders.output.mkdir()
+    for name in ("a_sub0000.pkl.gz.part", "a_sub0003.pkl.gz.part", *sub_names("a", 3)[1:]):
+        (folders.output / name).write_bytes(b"of the run that was killed")
+        os.utime(folders.output / name, ns=(mtime_ns, mtime_ns))
+    done = split(*folders.args("-n", 3, *more))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(folders.output) == sub_names("a", 2)
+    assert load_set(folders.output, "a") == [[1, 2, 3], [4, 5]]
+
+
+def test_interrupted_publish_of_another_original_is_not_cleared(folders: Folders) -> None:
+    """It has the name and the date of this one, but the stamps say another size."""
+    source = write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
+    assert split(*folders.args("-n", 1)).returncode == 0
+    first, *_ = sub_names("a", 3)
+    (folders.output / first).rename(folders.output / f"{first}.part")
+    mtime = source.stat().st_mtime
+    write_batch(source, [1, 2, 3, "more"])
+    for path in (source, *folders.output.iterdir()):
+        os.utime(path, (mtime, mtime))
+    before = snapshot(folders.output)
+    done = split(*folders.args("--skip-existing"))
+    assert done.returncode == 1
+    assert "incompleto o mezclado" in done.stderr
+    assert snapshot(folders.output) == before
+
+
+# Publishing
+
+
+IN_MOVED_TO = 0x80  # sys/inotify.h
+
+
+def renamed_in_order(descriptor: int) -> list[str]:
+    """Return the names that files were renamed to, from the events of inotify(7)."""
+    data = os.read(descriptor, 1 << 16)
+    renamed = []
+    while data:
+        _, mask, _, length = struct.unpack_from("iIII", data)
+        renamed.append(data[16 : 16 + length].rstrip(b"\0").decode())
+        assert mask == IN_MOVED_TO
+        data = data[16 + length :]
+    return renamed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux")
+def test_first_sub_batch_is_published_last(folders: Folders) -> None:
+    write_batch(folders.source / "a.pkl.gz", list(range(5)))
+    folders.output.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.inotify_init1(os.O_NONBLOCK)
+    assert descriptor >= 0
+    try:
+        watch = libc.inotify_add_watch(descriptor, os.fsencode(folders.output), IN_MOVED_TO)
+        assert watch >= 0
+        assert split(*folders.args("-n", 2)).returncode == 0
+        renamed = renamed_in_order(descriptor)
+    finally:
+        os.close(descriptor)
+    assert sorted(renamed) == sub_names("a", 3)
+    assert renamed[-1] == "a_sub0000.pkl.gz"
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_file_that_appears_meanwhile_is_never_replaced(folders: Folders, number: int) -> None:
+    intruder = folders.output / f"a_sub000{number}.pkl.gz"
+    env = write_module(
+        folders.source.parent / "modules",
+        "intruding",
+        "import pathlib\ndef write(path):\n    pathlib.Path(path).write_bytes(b'theirs')\n",
+    )
+    call = pickled_call("intruding", "write", str(intruder))
+    (folders.source / "a.pkl").write_bytes(pickled_list(call, call, call))
+    done = split(*folders.args("-n", 1, "--delete-original", "--yes"), env=env)
+    assert done.returncode == 1
+    assert "No se pudo guardar: el archivo ya existe" in done.stderr
+    assert names(folders.source) == ["a.pkl"]
+    assert names(folders.output) == [intruder.name]
+    assert intruder.read_bytes() == b"theirs"
