@@ -138,7 +138,7 @@ BLOCK_BYTES = 1 << 20
 DEFAULT_TRACES_PER_BATCH = 250
 
 MTIME_TOLERANCE_NS = 2_000_000_000
-"""Modification times this close are equal: FAT stores them in steps of 2 s."""
+"""Modification times this close are equal, if one is of whole seconds: FAT stores steps of 2 s."""
 
 GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
 GZIP_ERRORS = (zlib.error, deflate_library.error)
@@ -302,18 +302,19 @@ def sync_path(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> bool:
-    """Put the names in a folder on disk; return False where the file system has no such call."""
+    """Put the names in a folder on disk; return False where the system has no way to."""
     if os.name == "nt":
         return False
-    fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
             return False
         raise
-    finally:
-        os.close(fd)
     return True
 
 
@@ -1002,6 +1003,8 @@ def read_stamp(path: Union[str, os.PathLike[str]]) -> Optional[Stamp]:
 
     None where the file is not a ``.pkl.gz`` that this script wrote.  Raises OSError.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for its writer
+        return None
     with open(path, "rb") as file:
         start = file.read(_STAMP_BYTES)
     if not start.startswith(_GZIP_STAMP_START) or start[8:10] != _GZIP_STAMP_SYSTEM:
@@ -1386,10 +1389,12 @@ _KEY_BYTES = 64 << 10  # of what an item of a set refers to: all of it might be 
 
 
 class _SortingPickler(_PythonPickler):  # type: ignore[misc]
-    """Writes the items of sets in an order that depends on nothing but what they are.
+    """Writes the items of sets in one order, and equal texts as one: neither says what they are.
 
-    That of a set depends on how it came to be, and on hashes, which for texts are others in each
-    process.  The pickler in C cannot be told.
+    The order of a set depends on how it came to be, and on hashes, which for texts are others in
+    each process.  Whether equal texts are one object depends on the interpreter, which interns
+    attribute names while it loads: the first load of a process shares fewer than the second.
+    The pickler in C cannot be told.
     """
 
     dispatch: ClassVar[dict[Any, Any]] = dict(_PythonPickler.dispatch)
@@ -1399,6 +1404,14 @@ class _SortingPickler(_PythonPickler):  # type: ignore[misc]
         self._for_key = for_key  # leave sets empty: they may lead back to the item, or far away
         self._tick = sink.tick
         self._keys: dict[int, bytes] = {}  # of sets within sets, so that each is gone through once
+        self._texts: dict[str, str] = {}
+
+    def _save_text(self, text: str) -> None:
+        known = self.memo.get(id(self._texts.setdefault(text, text)))
+        if known:
+            self.write(self.get(known[0]))
+        else:
+            self.save_str(text)
 
     def _save_set(self, items: set[Any]) -> None:
         self.write(pickle.EMPTY_SET)
@@ -1446,6 +1459,7 @@ class _SortingPickler(_PythonPickler):  # type: ignore[misc]
             self._keys[id(item)] = hashlib.blake2b(b"".join(keys)).digest()
         return self._keys[id(item)]
 
+    dispatch[str] = _save_text
     dispatch[set] = _save_set
     dispatch[frozenset] = _save_frozenset
 
@@ -1457,32 +1471,23 @@ for _method in vars(_SortingPickler).values():
 CALLS_OF_PICKLE[_Digest.of.__code__] = Origin.PICKLE
 
 
-def are_alike(traces: list[Any], loaded: list[Any], path: Path, tick: Callable[[], object]) -> bool:
-    """Return whether loaded, from a sub-batch at path, is what traces are saved as.
+def are_alike(traces: list[Any], loaded: list[Any], tick: Callable[[], object]) -> bool:
+    """Return whether loaded, from a sub-batch, is the same as traces.
 
-    Alike is what the same pickler writes byte for byte the same.  Where it does not, once more with
-    the traces taken through dump and load, as the first load of a process may share fewer texts
-    than the next (the interpreter interns attribute names while it loads); and once more with the
-    items of sets in one order.  What a class of the traces does not write, nobody can compare.
-    tick: called again and again.  Raises LoadError, or whatever tick or the traces' code raises.
+    Alike is what the same pickler writes byte for byte the same; where the one in C does not, the
+    one that sorts is asked, which is slower.  (Taking the traces through dump and load once more,
+    to have their texts shared alike, would hide what a class loses each time it is dumped.)  What a
+    class does not dump at all, nobody can compare.
+    tick: called again and again.  Raises whatever tick or the traces' code raises.
     """
-
-    def digest(value: list[Any], make_pickler: Callable[..., Any] = pickle.Pickler) -> bytes:
-        return _Digest(tick).of(value, make_pickler)
-
     if len(traces) != len(loaded):
         return False
-    expected = digest(loaded)
-    if digest(traces) == expected:
-        return True
-    again = io.BytesIO(pickle.dumps(traces, pickle.HIGHEST_PROTOCOL))
-    traces = load_traces(io.BufferedReader(again), path)
-    if digest(traces) == expected:
-        return True
-    try:
-        return digest(traces, _SortingPickler) == digest(loaded, _SortingPickler)
-    except RecursionError:  # the pickler in Python goes less deep; what is not proved is no equal
-        return False
+    with contextlib.suppress(RecursionError):  # the one in Python goes less deep: nothing is proved
+        for make_pickler in (pickle.Pickler, _SortingPickler):
+            one, other = _Digest(tick), _Digest(tick)
+            if one.of(traces, make_pickler) == other.of(loaded, make_pickler):
+                return True
+    return False
 
 
 def count_loaded(stream: io.BufferedReader[Any], path: Path) -> int:
@@ -2697,7 +2702,10 @@ class SourceMark(NamedTuple):
 
 
 def _same_mtime(path: Path, mtime_ns: int) -> bool:
-    return abs(path.stat().st_mtime_ns - mtime_ns) <= MTIME_TOLERANCE_NS
+    found_ns = path.stat().st_mtime_ns
+    has_whole_seconds = not (found_ns % 10**9 and mtime_ns % 10**9)
+    tolerance_ns = MTIME_TOLERANCE_NS if has_whole_seconds else 10**6  # SMB keeps 100 ns
+    return abs(found_ns - mtime_ns) <= tolerance_ns
 
 
 def _is_part_of(path: Path, mark: SourceMark) -> bool:
@@ -2776,7 +2784,8 @@ def refuse_or_skip(source: Path, found: _FoundSet, *, skip_existing: bool) -> bo
         raise OutputError(
             source,
             f"sus sub-batches ya existen ({found.finals[0].name}…)",
-            "usa --skip-existing para omitirlo, apártalos o elige otra carpeta de salida",
+            ("" if found.problem else "usa --skip-existing para omitirlo, ")
+            + "apártalos o elige otra carpeta de salida",
         )
     return found.state is SetState.WHOLE
 
@@ -3269,10 +3278,10 @@ def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) ->
     expected = traces[first : first + len(found)]
     tick = functools.partial(meter.add, 0)
     try:
-        if are_alike(expected, found, final, tick):
+        if are_alike(expected, found, tick):
             return len(found)
         pairs = enumerate(zip(expected, found), start=first)
-        number = next((n for n, (a, b) in pairs if not are_alike([a], [b], final, tick)), None)
+        number = next((n for n, (a, b) in pairs if not are_alike([a], [b], tick)), None)
     except BaseException as error:  # __reduce__ of a trace is foreign code
         if isinstance(error, SplitError) or (reason := explain_dump(error)) is None:
             raise
@@ -3327,7 +3336,14 @@ def _find_sub_batches(source: Source, folder: Path) -> list[SubBatch]:
     found = find_set(folder, source.stem, SourceMark.of(source.identity))
     if found.state not in (SetState.WHOLE, SetState.FOREIGN):
         problem = "no tiene un conjunto completo en la salida"
-        raise VerificationError(source.path, problem, "divídelo con el mismo comando sin --verify")
+        hint = "divídelo con el mismo comando sin --verify"
+        if found.state is SetState.BROKEN:
+            hint = "aparta lo que hay de él en la salida y divídelo otra vez"
+        raise VerificationError(source.path, problem, hint)
+    for final in found.finals:
+        if not stat.S_ISREG(os.stat(final).st_mode):
+            problem = f"{final.name} no es un archivo normal"
+            raise VerificationError(source.path, problem, _LOOK_AT_SET)
     known = [(final, os.lstat(final)) for final in found.finals]
     return [
         SubBatch(path, path, 0, status.st_size, 0, 0, status.st_ino, status.st_mtime_ns)
@@ -3345,6 +3361,8 @@ def _explaining_unreadable_set(source: Source) -> Iterator[None]:
         if error.path == source.path:
             hint = error.hint.replace("--low-memory", "--low-memory (si así se dividió)")
             raise LoadError(error.path, error.problem, hint) from error
+        if error.hint == LOAD_MEMORY.hint:  # says nothing of the set
+            raise LoadError(source.path, *NO_MEMORY) from error
         problem = f"{error.path.name} no se puede leer: {error.problem}"
         raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
     except OSError as error:
@@ -3766,6 +3784,8 @@ def explain_unwritable(folder: Path) -> Optional[str]:
     A file without a name (O_TMPFILE) asks the file system itself, and leaves no trace; where there
     is none of that, access(2) is asked.
     """
+    if folder.is_symlink() and not folder.exists():  # the disk behind it may not be there
+        return SPANISH_ERRORS[errno.ENOENT]
     folder = nearest_folder(folder)
     try:
         os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
@@ -4562,7 +4582,7 @@ def _may_delete(plan: Sequence[PlannedFile], args: argparse.Namespace, console: 
         f"A eliminar: {originals} ({total}), cada uno {when} y en "
         "disco. ¿Tienes copia de seguridad y quieres continuar? [s/N]"
     )
-    if sys.stdin.readline().strip().lower() in ("s", "si", "sí"):
+    if sys.stdin.readline().strip().lower() in ("s", "si", "sí", "y", "yes"):
         return True
     console.error("Sin una «s» no se borra ni se divide: no se ha hecho nada.")
     return False

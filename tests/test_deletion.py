@@ -111,7 +111,11 @@ def test_terminal_on_stderr_alone_asks_nothing(folders: Folders) -> None:
     assert names(folders.source) == ["a.pkl.gz"]
 
 
-@pytest.mark.parametrize("answer", [b"s\n", b"S\n", " sí \n".encode()], ids=["s", "S", "sí"])
+@pytest.mark.parametrize(
+    "answer",
+    [b"s\n", b"S\n", " sí \n".encode(), b"y\n", b"yes\n"],
+    ids=["s", "S", "sí", "y", "yes"],
+)
 def test_yes_to_the_question_deletes(folders: Folders, answer: bytes) -> None:
     write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
     env = environment(PYTHONIOENCODING="utf-8:strict")  # as in es_ES.UTF-8
@@ -126,7 +130,7 @@ def test_yes_to_the_question_deletes(folders: Folders, answer: bytes) -> None:
     [
         pytest.param(b"\n", id="enter"),
         pytest.param(b"n\n", id="n"),
-        pytest.param(b"y\n", id="not-a-spanish-yes"),
+        pytest.param(b"yep\n", id="no-yes"),
         pytest.param(b"\x04", id="end-of-input"),
         pytest.param(
             b"s\xed\n",

@@ -439,7 +439,7 @@ def test_a_failed_folder_fsync_keeps_the_original_and_takes_the_names_back(
 
 @modes
 @pytest.mark.parametrize("when", ["2", "1+"])
-@pytest.mark.parametrize("error", ["EINVAL", "EOPNOTSUPP"])
+@pytest.mark.parametrize("error", ["EINVAL", "EOPNOTSUPP", "EBADF", "EACCES"])
 def test_a_folder_that_cannot_be_synced_publishes_with_a_warning_and_keeps_the_original(
     tmp_path: Path, error: str, when: str, mode: tuple[str, ...]
 ) -> None:

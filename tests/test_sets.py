@@ -30,12 +30,13 @@ from helpers import (
 def test_existing_set_is_refused_untouched(folders: Folders, suffix: str) -> None:
     write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
     write_batch(folders.source / "b.pkl.gz", [4])
-    write_batch(folders.output / f"a_sub0000{suffix}", ["someone's"])
+    os.utime(write_batch(folders.output / f"a_sub0000{suffix}", ["someone's"]), (1, 1))
     before = snapshot(folders.output)
     done = split(*folders.args())
     assert done.returncode == 1
     assert f"sus sub-batches ya existen (a_sub0000{suffix}" in done.stderr
-    assert "--skip-existing" in done.stderr
+    assert "apártalos o elige otra carpeta de salida" in done.stderr
+    assert "--skip-existing" not in done.stderr  # where they are no set of it, that is an error
     assert names(folders.output) == [f"a_sub0000{suffix}", "b_sub0000.pkl.gz"]
     assert before.items() <= snapshot(folders.output).items()
 
