@@ -16,8 +16,12 @@ What holds at every moment, also after ``kill -9`` or a power cut:
 * an existing file is never written to, nor replaced.
 
 The sections below stand in the order in which the data passes them, and each uses only what stands
-above it.  ``split_file`` is the call for other programs; ``main`` is the command line, and the only
-place that prints or chooses an exit code.  Whatever the user reads is Spanish; the rest is English.
+above it.  ``split_file`` and ``verify_file`` are the calls for other programs; only the last
+section, the command line, prints or chooses an exit code.  What the user reads is Spanish.
+
+Sections: constants, errors, progress, the system, why a load fails, other formats, files and gzip,
+loading and dumping, walking pickles (a reader may pass over it), the set of sub-batches,
+validation, verification, splitting one file, planning a run, reporting, command line.
 """
 
 from __future__ import annotations
@@ -1140,18 +1144,22 @@ class Source:
         except StreamError as error:  # the very first read looks for gzip
             raise load_error(self.path, error) from error
 
-    def refuse_changed(self) -> None:
-        """Raise LoadError if somebody wrote to it: what was read of it may be torn.
+    def find_change(self) -> Optional[LoadError]:
+        """Return the error that somebody wrote to it, if so: what was read of it may be torn.
 
         If it was renamed or removed meanwhile, it is still whole for who has it open.
         """
+        if self._fd < 0:  # closed to be deleted
+            return None
         now = FileIdentity.of(os.fstat(self._fd))
-        if (now.size_bytes, now.mtime_ns) != (self.identity.size_bytes, self.identity.mtime_ns):
-            raise LoadError(
-                self.path,
-                "cambió mientras se leía",
-                "espera a que nadie lo escriba y repite el comando",
-            )
+        if (now.size_bytes, now.mtime_ns) == (self.identity.size_bytes, self.identity.mtime_ns):
+            return None
+        hint = "espera a que nadie lo escriba y repite el comando"
+        return LoadError(self.path, "cambió mientras se leía", hint)
+
+    def refuse_changed(self) -> None:
+        if error := self.find_change():
+            raise error
 
     def close(self) -> None:
         """Close it, if it is still open."""
@@ -1170,16 +1178,19 @@ def open_source(path: Path, progress: Progress, *, low_memory: bool) -> Iterator
     with collector_off(), contextlib.closing(Source(path, progress)) as source:
         try:
             yield source
-        except SplitError:
-            source.refuse_changed()
-            raise
         except Exception as error:
-            if not lacks_memory(error):
+            better: Optional[SplitError] = None
+            if isinstance(error, SplitError):
+                better = source.find_change()
+            elif lacks_memory(error):
+                problem, hint = NO_MEMORY
+                if low_memory:
+                    hint = "cierra otros programas o hazlo en una máquina con más memoria"
+                better = SplitError(path, problem, hint)
+            if better is None:
                 raise
-            problem, hint = NO_MEMORY
-            if low_memory:
-                hint = "cierra otros programas o hazlo en una máquina con más memoria"
-            raise SplitError(path, problem, hint) from error
+            better.leftovers = getattr(error, "leftovers", ())
+            raise better from error
 
 
 def flat_view(data: Any) -> memoryview:
@@ -1226,6 +1237,9 @@ class _Unpickler(pickle.Unpickler):
         if module.endswith("joblib.numpy_pickle"):  # raw bytes of an array follow
             raise LoadError(self._path, *JOBLIB)
         return super().find_class(module, name)
+
+
+# Frames of their own, which are not to be inlined: _origin_of knows the calls of pickle by them.
 
 
 def _run_unpickler(unpickler: _Unpickler) -> Any:
@@ -1528,8 +1542,8 @@ class LoadedBatch:
 
 
 # ---------------------------------------------------------------------------------------------
-# Walking pickles (--low-memory; the sections below need only its last two names): a pickled list is
-# split by copying its opcodes, and nothing of it is ever loaded.
+# Walking pickles (--low-memory; below, only PickleIndex, count_walked and IndexedBatch are used): a
+# pickled list is split by copying its opcodes, and nothing of it is ever loaded.
 #
 # A pickle is a program for a stack machine; pickletools explains every opcode.  The bytes that make
 # one object are contiguous, its *span*, and all that ties one span to another are fetches from the
@@ -2686,7 +2700,7 @@ class _FoundSet(NamedTuple):
 
 
 class SourceMark(NamedTuple):
-    """What a set tells of its mark: size, and modification time."""
+    """What a set remembers of its source: size, and modification time."""
 
     size_bytes: int
     mtime_ns: int
@@ -2708,20 +2722,23 @@ def _same_mtime(path: Path, mtime_ns: int) -> bool:
     return abs(found_ns - mtime_ns) <= tolerance_ns
 
 
-def _is_part_of(path: Path, mark: SourceMark) -> bool:
-    """Return whether a file with the name of a sub-batch, or of its part, is of this mark."""
+def _is_of_mark(path: Path, mark: SourceMark) -> bool:
+    """Return whether a sub-batch, or a part of one, is of the source with this mark."""
     stamp = read_stamp(path)
     return mark.is_of(stamp) if stamp else _same_mtime(path, mark.mtime_ns)
 
 
 def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
-    """Return what is wrong with a set, whose numbers have no gap, as the set of mark."""
+    """Return what is wrong with a set, whose numbers have no gap, as the set of this source."""
     for path in finals:
         if not path.stat().st_size:
             return f"{path.name} está vacío"
-    expected = 0
-    n_traces = 0
-    for path in finals if finals[0].suffix == ".gz" else ():
+    if finals[0].suffix != ".gz":  # no stamps: the date is all that tells
+        if not _same_mtime(finals[0], mark.mtime_ns):
+            return f"{finals[0].name} procede de un original con otra fecha de modificación"
+        return ""
+    expected = n_traces = 0
+    for path in finals:
         stamp = read_stamp(path)
         if stamp is None:
             return f"{path.name} no lleva el sello de este programa"
@@ -2732,8 +2749,6 @@ def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
         expected, n_traces = stamp.stop, stamp.n_traces
     if expected != n_traces:
         return f"falta el último sub-batch: hay {expected} traces de {n_traces}"
-    if not n_traces and not _same_mtime(finals[0], mark.mtime_ns):
-        return f"{finals[0].name} procede de un original con otra fecha de modificación"
     return ""
 
 
@@ -2752,7 +2767,7 @@ def find_set(output_dir: Path, stem: str, mark: SourceMark) -> _FoundSet:
         state = SetState.ABSENT
     elif numbered[0][0] != 0:
         has_first_part = bool(parts) and numbered_parts[0][0] == 0
-        ours = has_first_part and all(_is_part_of(p, mark) for p in [parts[0], *finals])
+        ours = has_first_part and all(_is_of_mark(p, mark) for p in [parts[0], *finals])
         state = SetState.INTERRUPTED if ours else SetState.BROKEN
     elif [number for number, _ in numbered] != list(range(len(finals))) or len(
         {path.suffix for path in finals}
@@ -2760,6 +2775,8 @@ def find_set(output_dir: Path, stem: str, mark: SourceMark) -> _FoundSet:
         state = SetState.BROKEN
     else:
         problem = _find_problem(finals, mark)
+        if parts and finals[0].suffix != ".gz":  # where folders cannot be synced, after a power cut
+            problem = problem or f"junto a él queda {parts[0].name}, sin terminar"
         state = SetState.FOREIGN if problem else SetState.WHOLE
     return _FoundSet(state, finals, parts, problem)
 
@@ -2916,6 +2933,7 @@ class OutputSet:
         self._source = source.path
         self._mark = SourceMark.of(source.identity)
         self._mode = stat.S_IMODE(source.mode)  # what is private stays so
+        # .part, so that no loader's glob takes it for a sub-batch.
         self._lock_path = output_dir / f"{self.stem}.lock{PART_SUFFIX}"
         self._lock_fd = -1
         self._locked = False
@@ -2942,12 +2960,12 @@ class OutputSet:
             leftovers += self._roll_back()
         finally:  # Ctrl-C in a notebook must not leave the stem locked as long as that lives
             leftovers += self._unlock()
-        if isinstance(exc, (SplitError, Interrupted)):
-            exc.leftovers = tuple(leftovers)
+        if exc is not None:
+            exc.leftovers = tuple(leftovers)  # type: ignore[attr-defined]
 
     def _lock(self) -> None:
         """Lock the stem, where locks work; raise OutputError where another process has."""
-        for _ in range(2):
+        for _ in range(2):  # its owner may remove it between our open and our lock
             self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
             is_locked = lock_file(self._lock_fd)
             if is_locked is None:  # parts are still created exclusively
@@ -2999,8 +3017,12 @@ class OutputSet:
                     f"hay restos de otra ejecución y aquí no se pueden bloquear archivos: {names}",
                     "si ningún otro proceso los está escribiendo, bórralos y repite el comando",
                 )
-            # Part 0 is what marks the rest as ours to clear, so it is the last to go.
-            for path in found.finals + found.parts[::-1]:
+            # Part 0 is what marks the rest as ours to clear, so it is the last to go, on disk, too.
+            for path in found.finals + found.parts[:0:-1]:
+                os.unlink(path)
+            if found.finals:
+                sync_folder(self.folder)
+            for path in found.parts[:1]:
                 os.unlink(path)
         self._armed = True
         return False
@@ -3048,7 +3070,7 @@ class OutputSet:
         with saving(self.folder):
             for sub_batch in others:
                 self._rename(sub_batch)
-            sync_folder(self.folder)
+            sync_folder(self.folder)  # all names but the first are on disk before it gets its own
             self._rename(first)
             durable = sync_folder(self.folder) and self._folder_durable
         self._armed = False
@@ -3094,22 +3116,30 @@ class OutputSet:
         finals = [path for path in found.finals if self._is_ours(path)]
         # While the lock is ours, so is every part: one may have been made, but not noted.
         parts = [path for path in found.parts if owns_stem or self._is_ours(path)]
-        if finals and finals[0] == found.finals[0] and _is_first(finals[0]):
+        was_published = bool(finals)
+        if (
+            finals and finals[0] == found.finals[0] and _is_first(finals[0])
+        ):  # no final stays before it
             first = finals.pop(0)
             part = first.with_name(first.name + PART_SUFFIX)
             try:
-                if os.path.lexists(part):
+                if os.path.lexists(part):  # somebody has made one meanwhile
                     os.unlink(first)
                 else:
                     os.rename(first, part)
                     parts.insert(0, part)
+                sync_folder(self.folder)  # or a power cut might keep number 0 alone
             except OSError:
                 return [first, *finals]
-        leftovers = _remove(finals) + _remove(parts[:0:-1])
+        first_part, other_parts = parts[:1], parts[1:]
+        leftovers = _remove(finals) + _remove(other_parts[::-1])
         # Part 0 tells the next run that it may clear the rest, so it stays as long as a final does.
         if any(map(self._is_ours, finals)):
-            return leftovers + parts[:1]
-        return leftovers + _remove(parts[:1])
+            return leftovers + first_part
+        if was_published:
+            with contextlib.suppress(OSError):  # the first error is told
+                sync_folder(self.folder)
+        return leftovers + _remove(first_part)
 
 
 def _is_first(final: Path) -> bool:
@@ -3833,16 +3863,16 @@ def _printable(text: str) -> str:
 
 
 def foresee_trouble(
-    planned: PlannedFile, output_dir: Path, low_memory: bool, *, alone: bool
+    planned: PlannedFile, output_dir: Path, low_memory: bool, *, disk_was_told: bool
 ) -> list[str]:
     """Return warnings (Spanish) for a file that is to be split: they are guesses, never refusals.
 
-    alone: it is all of the run, so that its need of disk has been told.
+    disk_was_told: for the whole run, and this is all of it.
     """
     if not planned.will_split:
         return []
     warnings = [] if low_memory else _foresee_lack_of_memory(planned)
-    return warnings + ([] if alone else foresee_full_disk(planned.size_bytes, output_dir))
+    return warnings + ([] if disk_was_told else foresee_full_disk(planned.size_bytes, output_dir))
 
 
 def _foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
@@ -4645,7 +4675,7 @@ class _Run:
             for planned in plan:
                 self._signals.check()
                 n_begun += 1
-                self._do(planned, f"{n_begun}/{len(plan)}", alone=len(plan) == 1)
+                self._do(planned, f"{n_begun}/{len(plan)}", disk_was_told=len(plan) == 1)
                 self._console.close_bar()
                 gc.collect()
         except Interrupted as interrupted:
@@ -4661,7 +4691,7 @@ class _Run:
         self._summarize(time.perf_counter() - started)
         return self._signals.exit_code() or self._exit_code
 
-    def _do(self, planned: PlannedFile, where: str, *, alone: bool) -> None:
+    def _do(self, planned: PlannedFile, where: str, *, disk_was_told: bool) -> None:
         """Split or verify one file, and tell what became of it; raise Interrupted."""
         args = self._args
         label = functools.partial(label_progress, where, source=planned.source)
@@ -4672,7 +4702,9 @@ class _Run:
 
         if planned.will_split:
             if not args.verify:
-                for warning in foresee_trouble(planned, args.output, args.low_memory, alone=alone):
+                for warning in foresee_trouble(
+                    planned, args.output, args.low_memory, disk_was_told=disk_was_told
+                ):
                     self._console.warn(planned.source, warning)
             self._console.announce(describe_start(where, planned, verify=args.verify))
         started = time.perf_counter()
@@ -4744,7 +4776,7 @@ def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Co
     console.report(*lines)
     refused = [planned for planned in plan if planned.refusal is not None]
     for planned in plan:
-        for warning in foresee_trouble(planned, args.output, args.low_memory, alone=True):
+        for warning in foresee_trouble(planned, args.output, args.low_memory, disk_was_told=True):
             console.warn(planned.source, warning)
         if console.quiet and planned.refusal is not None:
             refusal = planned.refusal
@@ -4778,10 +4810,11 @@ def _make_plan(args: argparse.Namespace, console: Console) -> list[PlannedFile]:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line; return the exit code: 0, 1, 130 or 143 (2 is argparse's own exit).
+    """Run the command line; return the exit code (usage errors leave by SystemExit, with 2).
 
-    0: all split or skipped.  1: a file failed, nothing was found, or the deletion was not
-    confirmed.  2: wrong usage.  129, 130, 143: SIGHUP, Ctrl-C, SIGTERM.
+    0: all split, skipped, or equal.  1: a file failed, an original that was to go was kept, a set
+    could not be judged, nothing was found, or the deletion was not confirmed.  129, 130, 143:
+    SIGHUP, Ctrl-C, SIGTERM.  argv: the process goes on after it; without it, it is to end.
     """
     with _Signals(at_the_end=argv is None) as signals:
         _open_standard_streams()
