@@ -7,10 +7,12 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from helpers import Folders
+from helpers import OUTPUTS, Folders
+from readme import contradictions
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the module, also where it is not installed
 
@@ -58,3 +60,39 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out.update(set(members) - set(sample))
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+# README.md's table of messages and the messages of all runs of the script, when all tests ran
+
+OF_ALL_RUNS = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder where this process and the workers of xdist note what the script prints."""
+    if not hasattr(config, "workerinput"):
+        os.environ[OUTPUTS] = tempfile.mkdtemp(prefix="divide_conquer_outputs_")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a session of all tests where README.md and the script's output do not agree."""
+    config = session.config
+    if hasattr(config, "workerinput"):
+        return
+    folder = Path(os.environ.pop(OUTPUTS))
+    printed = "\n".join(path.read_text(encoding="utf-8") for path in folder.iterdir())
+    shutil.rmtree(folder)
+    chosen = ("keyword", "markexpr", "ignore", "ignore_glob", "deselect", "collectonly")
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if not is_whole or any(config.getoption(name) for name in chosen) or session.testsfailed:
+        return
+    config.stash[OF_ALL_RUNS] = contradictions(printed)
+    if config.stash[OF_ALL_RUNS]:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if wrong := config.stash.get(OF_ALL_RUNS, []):
+        terminalreporter.section("README.md's table of messages, and what the script printed")
+        terminalreporter.line("\n".join(wrong))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 import pytest
-from helpers import LIMIT_SECONDS, load, names, split, start, write_batch
+from helpers import LIMIT_SECONDS, Script, load, names, split, start, write_batch
 
 ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"
 
@@ -253,7 +253,7 @@ def _strace(watched: Sequence[Path], log: Path, faults: Sequence[Fault]) -> list
     return line
 
 
-def _finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+def _finish(process: Script) -> tuple[str, str]:
     """Wait for a run; one that hangs is killed, its children too, and is a failure."""
     try:
         return process.communicate(timeout=LIMIT_SECONDS)
@@ -263,7 +263,7 @@ def _finish(process: subprocess.Popen[str]) -> tuple[str, str]:
         raise AssertionError("the run hangs") from None
 
 
-def _start(box: Box, strace: Sequence[str], delete: bool) -> subprocess.Popen[str]:
+def _start(box: Box, strace: Sequence[str], delete: bool) -> Script:
     arguments = box.arguments(delete=delete)
     return start(*arguments, prefix=tuple(strace), start_new_session=True, cwd="/")
 

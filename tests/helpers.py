@@ -17,7 +17,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -38,6 +38,16 @@ low_memory_or_not = pytest.mark.parametrize(
 
 # Running the script
 
+OUTPUTS = "DIVIDE_CONQUER_TESTS_OUTPUTS"
+"""Variable that names the folder where all runs' output is kept until the session ends."""
+
+
+def note_output(*texts: str) -> None:
+    """Keep what a run printed: conftest.py compares it all with README.md's table of messages."""
+    if folder := os.environ.get(OUTPUTS):
+        with open(Path(folder, str(os.getpid())), "a", encoding="utf-8") as file:
+            file.write("\n".join((*texts, "")))
+
 
 def command(*args: object) -> list[str]:
     """Return the argument list that runs the script with this interpreter."""
@@ -48,39 +58,54 @@ def command(*args: object) -> list[str]:
     ]
 
 
+class Script(subprocess.Popen[str]):
+    """A running script, or what runs it; its output is text, odd bytes escaped, and is noted."""
+
+    def __init__(self, line: Sequence[str], **options: Any) -> None:
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "env": environment(),
+            **options,
+        }
+        super().__init__(line, encoding="utf-8", errors="backslashreplace", **options)
+
+    def communicate(self, *args: Any, **options: Any) -> tuple[str, str]:
+        out, err = super().communicate(*args, **options)
+        note_output(out or "", err or "")
+        return out, err
+
+
+def run(
+    line: Sequence[str], *, timeout: float = LIMIT_SECONDS, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command line that runs the script, without a terminal, to its end."""
+    with Script(line, **options) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(line, process.returncode, out, err)
+
+
 def split(
     *args: object, prefix: tuple[str, ...] = (), **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run the script without a terminal; its output comes back as text, odd bytes escaped.
+    """Run the script with these arguments.
 
     prefix: a command that runs the script's command, such as setpriv with its options.
     """
-    options = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "timeout": LIMIT_SECONDS,
-        **options,
-    }
-    return subprocess.run(
-        [*prefix, *command(*args)], encoding="utf-8", errors="backslashreplace", **options
-    )
+    return run([*prefix, *command(*args)], **options)
 
 
-def start(*args: object, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
+def start(*args: object, prefix: tuple[str, ...] = (), **options: Any) -> Script:
     """Start the script as split does, and do not wait for it."""
-    options = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        **options,
-    }
-    return subprocess.Popen(
-        [*prefix, *command(*args)], encoding="utf-8", errors="backslashreplace", **options
-    )
+    return Script([*prefix, *command(*args)], **options)
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(happened: Callable[[], bool], process: Script) -> None:
     """Wait for what a running script does; fail if it ends before, or does not do it in time."""
     deadline = time.monotonic() + LIMIT_SECONDS / 2
     while not happened():
@@ -97,15 +122,8 @@ NO_ISAL = "sys.modules['isal'] = None"
 
 def split_without(lacking: str, *args: object) -> subprocess.CompletedProcess[str]:
     """Run the script in a Python from which something was taken away first, by this code."""
-    return subprocess.run(
-        [sys.executable, "-c", BEGIN + lacking + END, *map(str, args)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        env=environment(PYTHONUTF8="1"),
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
+    line = [sys.executable, "-c", BEGIN + lacking + END, *map(str, args)]
+    return run(line, env=environment(PYTHONUTF8="1"))
 
 
 class TerminalRun(NamedTuple):
@@ -137,7 +155,7 @@ def split_on_terminal(
         stdout=subprocess.PIPE,
         stderr=slave,
         start_new_session=True,
-        env=env,
+        env=env or environment(),
         preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if controlling else None,
     )
     os.close(slave)
@@ -145,9 +163,9 @@ def split_on_terminal(
         shown = _converse(master, answer, prompt.encode())
         assert process.stdout is not None
         stdout = process.stdout.read().decode()
-        return TerminalRun(
-            process.wait(LIMIT_SECONDS), stdout, shown.decode(errors="backslashreplace")
-        )
+        terminal = shown.decode(errors="backslashreplace")
+        note_output(stdout, terminal)
+        return TerminalRun(process.wait(LIMIT_SECONDS), stdout, terminal)
     finally:
         process.kill()
         process.wait()
@@ -170,7 +188,8 @@ def _converse(master: int, answer: Optional[bytes], prompt: bytes) -> bytes:
             return shown
         shown += piece
         if answer is not None and prompt in shown:
-            time.sleep(0.2)  # as a person would: a signal before read(2) begins does not wake it
+            if answer == b"\x03":
+                time.sleep(0.2)  # as a person would: before read(2) begins a signal wakes nobody
             os.write(master, answer)
             answer = None
     raise AssertionError(f"no end after {LIMIT_SECONDS} s; shown so far: {shown!r}")

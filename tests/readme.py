@@ -1,4 +1,4 @@
-"""The code blocks of README.md, and a place to run them in."""
+"""README.md: its code blocks, a place to run them in, and its tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from helpers import ROOT, SCRIPT, environment
+from helpers import ROOT, SCRIPT, environment, run
 
 README = ROOT / "README.md"
 BLOCK_SECONDS = 60
@@ -47,13 +47,34 @@ def run_block(
     """Run a block as a shell script in folder, where python is that of .venv, as if activated."""
     env = env or environment()
     path = f"{folder / '.venv' / 'bin'}{os.pathsep}{env['PATH']}"
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", text],
-        cwd=folder,
-        env={**env, "PATH": path},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=BLOCK_SECONDS,
-        check=False,
-    )
+    line = ["bash", "-euo", "pipefail", "-c", text]
+    return run(line, timeout=BLOCK_SECONDS, cwd=folder, env={**env, "PATH": path})
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the rows of the first table below a heading, without those that name columns."""
+    text = README.read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in section.splitlines()
+        if line.startswith("|")
+    ]
+    return rows[2:]
+
+
+def code_spans(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def contradictions(printed: str) -> list[str]:
+    """Return what the table of messages and all that the script printed do not agree on."""
+    rows = table("Problemas")
+    quoted = [s for row in rows for s in code_spans(row[0]) if not s.startswith((".", "-"))]
+    assert len(quoted) > 40
+    told = [span for row in rows for cell in row for span in code_spans(cell)]
+    wrong = [f"no run printed: {span}" for span in quoted if span not in printed]
+    for line in sorted(set(re.findall(r"^(?:ERROR|AVISO) .+", printed, re.MULTILINE))):
+        if not any(span in line for span in told):
+            wrong.append(f"not in README.md: {line}")
+    return wrong

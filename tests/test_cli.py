@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Optional, Union
 
 import pytest
 from helpers import (
-    LIMIT_SECONDS,
     SCRIPT,
     Folders,
     Mode,
@@ -19,6 +17,7 @@ from helpers import (
     load_set,
     modes,
     names,
+    run,
     snapshot,
     split,
     sub_names,
@@ -183,14 +182,8 @@ def test_a_slip_of_the_hand_is_answered_with_what_was_meant(
         write_batch(tmp_path / "sub" / f"{name}.pkl", [1])
     write_batch(tmp_path / "x.pickle", [1])
     before = snapshot(tmp_path)
-    done = subprocess.run(
-        ["sh", "-c", f'"{sys.executable}" "{SCRIPT}" {typed}'],
-        cwd=tmp_path,
-        capture_output=True,
-        encoding="utf-8",
-        env=environment(PYTHONUTF8="1"),
-        timeout=LIMIT_SECONDS,
-    )
+    env = environment(PYTHONUTF8="1")
+    done = run(["sh", "-c", f'"{sys.executable}" "{SCRIPT}" {typed}'], cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout) == (2, "")
     assert expected in done.stderr
     assert snapshot(tmp_path) == before

@@ -10,13 +10,12 @@ import glob
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Optional
 
 import pytest
-from helpers import NO_ISAL, ROOT, SCRIPT, load_set, modes, names, split_without, write_batch
+from helpers import NO_ISAL, ROOT, SCRIPT, load_set, modes, names, run, split_without, write_batch
 
 TRACES = [{"question_id": f"q_{i}", "text": "x" * 1000} for i in range(10)]
 NO_FCNTL = "sys.modules['fcntl'] = None"
@@ -151,16 +150,12 @@ def test_without_proc_no_memory_warning_is_possible(tmp_path: Path) -> None:
 
 def test_without_tqdm_one_line_says_what_to_install() -> None:
     without = [sys.executable, "-I", "-S"]  # no site-packages
-    done = subprocess.run(
-        [*without, str(SCRIPT), "-i", "x"], capture_output=True, encoding="utf-8", check=False
-    )
+    done = run([*without, str(SCRIPT), "-i", "x"])
     assert (done.returncode, done.stdout) == (1, "")
     install = f"instálalo con «{sys.executable} -m pip install tqdm»"
     assert done.stderr == f"divide_conquer.py necesita tqdm: {install}.\n"
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import divide_conquer"
-    done = subprocess.run(
-        [*without, "-c", code], capture_output=True, encoding="utf-8", check=False
-    )
+    done = run([*without, "-c", code])
     assert done.returncode == 1
     assert "ImportError: divide_conquer.py necesita tqdm: " in done.stderr  # what callers catch
 
@@ -174,9 +169,7 @@ def test_python_3_8_says_which_python_to_install() -> None:
     python = find_python38()
     if python is None:
         pytest.skip("no Python 3.8 here")
-    done = subprocess.run(
-        [python, str(SCRIPT), "--help"], capture_output=True, encoding="utf-8", check=False
-    )
+    done = run([python, str(SCRIPT), "--help"])
     assert (done.returncode, done.stdout) == (1, "")
     needed = r"divide_conquer\.py necesita Python 3\.9 o posterior, y este es 3\.8\.\d+"
     install = r"instala uno más nuevo \(por ejemplo, con «uv python install 3\.12»\)"

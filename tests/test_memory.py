@@ -8,7 +8,6 @@ import random
 import re
 import resource
 import struct
-import subprocess
 import sys
 import tracemalloc
 import types
@@ -18,8 +17,6 @@ from typing import Any
 import pytest
 from bad_files import GOOD_NAMES, GOOD_TRACES, errors_of
 from helpers import (
-    LIMIT_SECONDS,
-    command,
     names,
     peak_mib,
     pickled_call,
@@ -133,12 +130,7 @@ def test_larger_than_the_memory_is_said_before_loading(tmp_path: Path) -> None:
     source = tmp_path / "a.pkl"
     with source.open("wb") as file:
         file.truncate(1 << 42)  # sparse
-    process = subprocess.run(
-        command("-i", source, "-o", tmp_path / "out"),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=LIMIT_SECONDS,
-    )
+    process = split("-i", source, "-o", tmp_path / "out")
     assert process.returncode == 1
     assert re.search("AVISO a.pkl: cargado ocupará al menos 4.84 TB.*--low-memory", process.stderr)
 

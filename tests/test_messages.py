@@ -34,6 +34,7 @@ from helpers import (
     names,
     pickled_call,
     pickled_list,
+    run,
     snapshot,
     split,
     write_module,
@@ -521,7 +522,7 @@ def test_errors_of_the_system_are_told_in_spanish(number: int, problem: str, hin
 
 def test_fault_of_the_copier_is_not_told_as_one_of_the_traces(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(SOUND)
-    run = f"""
+    code = f"""
 import sys, divide_conquer
 def dump_next(self, *args): raise IndexError("a bug")
 divide_conquer.IndexedBatch.dump_next = dump_next
@@ -529,10 +530,9 @@ sys.exit(divide_conquer.main(["-i", {str(tmp_path / "a.pkl")!r}, "-o", {str(tmp_
                               "--low-memory"]))
 """
     env = environment(PYTHONPATH=str(Path(__file__).parent.parent))
-    done = subprocess.run([sys.executable, "-c", run], env=env, capture_output=True, check=False)
+    done = run([sys.executable, "-c", code], env=env)
     assert done.returncode == 1
-    stderr = done.stderr.decode()
-    assert "a.pkl: fallo inesperado" in stderr and "IndexError: a bug" in stderr
+    assert "a.pkl: fallo inesperado" in done.stderr and "IndexError: a bug" in done.stderr
     assert names(tmp_path / "out") == []
 
 

@@ -1,12 +1,13 @@
-"""README.md: do its commands run, are its tables those of the script?"""
+"""README.md: do its commands run, is its table of options that of the script?
+
+Its table of messages is compared with all that the suite made the script print: conftest.py.
+"""
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from helpers import (
     snapshot,
     write_batch,
 )
-from readme import README, blocks, project_copy, run_block
+from readme import README, blocks, code_spans, project_copy, run_block, table
 
 import divide_conquer
 
@@ -170,21 +171,6 @@ def test_words_that_nobody_says_are_gone(words: str) -> None:
 # Options
 
 
-def table(heading: str) -> list[list[str]]:
-    """Return the rows of the first table below a heading, without those that name columns."""
-    section = TEXT.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in section.splitlines()
-        if line.startswith("|")
-    ]
-    return rows[2:]
-
-
-def code_spans(cell: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", cell)
-
-
 def test_the_table_of_options_is_that_of_the_parser() -> None:
     actions = divide_conquer._make_parser()._actions
     listed = [code_spans(row[0]) for row in table("Opciones")]
@@ -202,57 +188,3 @@ def test_every_option_in_the_text_exists() -> None:
 
 def test_exit_codes_are_told() -> None:
     assert all(f"**{code}**" in TEXT for code in (0, 1, 2, 130, 143))
-
-
-# Messages
-
-
-def texts(tree: ast.AST) -> Iterator[str]:
-    """Yield every literal text, those of f-strings in pieces."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from re.split(r"\{\w*\}", node.value)
-
-
-MODULE = ast.parse(SCRIPT.read_text(encoding="utf-8"))
-LITERALS = list(texts(MODULE))
-PROBLEMS = table("Problemas")
-
-
-def test_every_message_of_troubleshooting_is_one_of_the_script() -> None:
-    quoted = [s for row in PROBLEMS for s in code_spans(row[0]) if not s.startswith((".", "-"))]
-    assert len(quoted) > 40
-    assert [s for s in quoted if not any(s in literal for literal in LITERALS)] == []
-
-
-RAISING = {  # and which argument is the problem
-    **dict.fromkeys(("LoadError", "OutputError", "SaveError", "ValidationError"), 1),
-    **dict.fromkeys(("_Format", "_compressed"), 1),
-    **dict.fromkeys(("_Reason", "refuse"), 0),
-}
-
-
-def messages() -> Iterator[list[str]]:
-    """Yield the literal pieces of the problem that each error of the script tells."""
-    for node in ast.walk(MODULE):
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            problem = node.args[RAISING.get(name, 0) :][:1]
-            if (
-                name in RAISING
-                and problem
-                and isinstance(problem[0], (ast.Constant, ast.JoinedStr))
-            ):
-                yield [piece.strip(" (),:;«»") for piece in texts(problem[0])]
-
-
-def test_every_error_of_the_script_is_in_troubleshooting() -> None:
-    told = [span for row in PROBLEMS for cell in row for span in code_spans(cell)]
-    found = list(messages())
-    assert len(found) > 20
-    missing = [
-        pieces
-        for pieces in found
-        if not any(span in piece or piece in span for span in told for piece in pieces if piece)
-    ]
-    assert missing == []

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, Optional
 
 import pytest
-from helpers import load_set, low_memory_or_not, names, write_batch
+from helpers import load_set, low_memory_or_not, names, note_output, write_batch
 
 import divide_conquer
 from divide_conquer import Interrupted, Phase, SplitError, split_file
@@ -95,8 +95,9 @@ def test_files_of_the_run_that_took_our_place_are_not_touched(
             for name, data in others.items():
                 (output / name).write_bytes(data)
 
-    with pytest.raises(SplitError, match="otro proceso lo ha quitado o cambiado"):
+    with pytest.raises(SplitError, match="otro proceso lo ha quitado o cambiado") as raised:
         split_file(source, output, traces_per_batch=2, low_memory=low_memory, progress=progress)
+    note_output(str(raised.value))
     assert names(output) == sorted(others)
     assert (output / "a_sub0000.pkl.gz.part").read_bytes() == b"of the other run"
     assert pickle.loads(source.read_bytes()) == list(range(5))

@@ -27,6 +27,7 @@ from faults import (
 from helpers import (
     LIMIT_SECONDS,
     Mode,
+    Script,
     load,
     load_set,
     modes,
@@ -117,7 +118,7 @@ def make_scene(tmp_path: Path, phase: str) -> Scene:
 @contextlib.contextmanager
 def started(
     scene: Scene, *more: object, ignored: bool = False, prefix: tuple[str, ...] = ()
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[Script]:
     """Start the script and return once it waits in its phase."""
     preexec = ignore_sigint if ignored else None
     process = start(*scene.args(*more), prefix=prefix, env=scene.env, preexec_fn=preexec)
@@ -133,9 +134,7 @@ def ignore_sigint() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def send_and_let_go(
-    process: subprocess.Popen[str], scene: Scene, *numbers: signal.Signals
-) -> tuple[str, str]:
+def send_and_let_go(process: Script, scene: Scene, *numbers: signal.Signals) -> tuple[str, str]:
     """Send the signals before the wait ends, so that they arrive within the phase."""
     for number in numbers:
         process.send_signal(number)

@@ -30,7 +30,7 @@ import joblib.func_inspect
 import numpy as np
 import pytest
 from graphs import Plain, find_difference
-from helpers import LIMIT_SECONDS, load_set, names, peak_mib, split, write_batch
+from helpers import LIMIT_SECONDS, load_set, names, note_output, peak_mib, split, write_batch
 
 import divide_conquer
 from divide_conquer import IndexedBatch, LoadError
@@ -377,8 +377,9 @@ CROSSING = [
 
 @pytest.mark.parametrize("data", CROSSING)
 def test_object_that_another_sub_batch_changes_is_refused(data: bytes) -> None:
-    with pytest.raises(LoadError, match=OTHER_SUB_BATCH):
+    with pytest.raises(LoadError, match=OTHER_SUB_BATCH) as raised:
         split_bytes(data, 1)
+    note_output(str(raised.value))
     assert_slices(data, 9)
 
 

@@ -23,6 +23,7 @@ from faults import (
     flip_byte,
     needs_strace,
     stopped,
+    under_strace,
 )
 from helpers import (
     Mode,
@@ -30,6 +31,7 @@ from helpers import (
     low_memory_or_not,
     modes,
     names,
+    note_output,
     pickled_call,
     pickled_list,
     split,
@@ -109,7 +111,7 @@ def test_byte_that_changed_on_disk_is_found_although_it_loads(
             assert b"sound" in part.read_bytes()
             part.write_bytes(part.read_bytes().replace(b"sound", b"sOund"))
 
-    with pytest.raises(ValidationError, match="no devuelve los bytes que se escribieron"):
+    with pytest.raises(ValidationError, match="no devuelve los bytes que se escribieron") as raised:
         split_file(
             source,
             output,
@@ -118,6 +120,7 @@ def test_byte_that_changed_on_disk_is_found_although_it_loads(
             low_memory=low_memory,
             progress=progress,
         )
+    note_output(str(raised.value))
     assert names(output) == []
     assert load(source) == ["sound", 1, 2]
 
@@ -156,3 +159,13 @@ def test_a_part_damaged_before_validation_is_refused(
     assert_honest_end(box, run.code, run.err)
     assert box.source_is_whole()
     assert names(box.output) == []
+
+
+def test_part_that_cannot_be_read_back_is_refused(tmp_path: Path) -> None:
+    source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
+    prefix = under_strace("read:error=EIO", output / "a_sub0000.pkl.gz.part")
+    done = split("-i", source, "-o", output, prefix=prefix)
+    assert done.returncode == 1
+    assert "la validación no pudo releerlo" in done.stderr
+    assert names(output) == []
+    assert load(source) == [1, 2, 3]

@@ -478,3 +478,15 @@ def test_original_is_kept_where_the_set_cannot_be_synced(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "original conservado: no se pudo asegurar que su conjunto" in done.stderr
     assert source.exists()
+
+
+def test_original_is_kept_where_the_output_folder_takes_no_lock(
+    tmp_path: Path, unprivileged: tuple[str, ...]
+) -> None:
+    source, output = make_set(tmp_path)
+    output.chmod(0o555)
+    done = verify(source, output, (), "--delete-original", "--yes", prefix=unprivileged)
+    output.chmod(0o755)
+    assert done.returncode == 1
+    assert "no se puede bloquear su conjunto" in done.stderr
+    assert source.exists()
