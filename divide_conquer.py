@@ -425,9 +425,9 @@ def _cgroup_room(group: Path, controller: str) -> Optional[int]:
     """Return what the limit of one control group leaves, or None where it has none."""
     limit_name, use_name, caches = _CGROUP_FILES[controller]
     with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        limit = int((group / limit_name).read_text())
-        used = int((group / use_name).read_text())
-        lines = (group / "memory.stat").read_text().splitlines()
+        limit = int((group / limit_name).read_text("ascii"))
+        used = int((group / use_name).read_text("ascii"))
+        lines = (group / "memory.stat").read_text("ascii").splitlines()
         cached = sum(int(n) for name, _, n in (x.partition(" ") for x in lines) if name in caches)
         return max(0, limit - used + cached)  # the page cache gives way
     return None
@@ -442,7 +442,7 @@ def _cgroup_memory_bytes(
     """
     rooms = []
     with contextlib.suppress(OSError, ValueError):
-        for line in membership.read_text().splitlines():
+        for line in membership.read_text("utf-8", "replace").splitlines():
             _, controllers, name = line.split(":", 2)
             for controller in controllers.split(","):
                 if controller in _CGROUP_FILES:
@@ -4700,15 +4700,10 @@ class _Run:
             self._signals.check()
             self._console.show_progress(label(phase), done, expected)
 
-        if planned.will_split:
-            if not args.verify:
-                for warning in foresee_trouble(
-                    planned, args.output, args.low_memory, disk_was_told=disk_was_told
-                ):
-                    self._console.warn(planned.source, warning)
-            self._console.announce(describe_start(where, planned, verify=args.verify))
         started = time.perf_counter()
         try:
+            if planned.will_split:
+                self._announce(planned, where, disk_was_told=disk_was_told)
             if planned.refusal is not None:
                 raise planned.refusal
             report = self._work_on(
@@ -4726,6 +4721,15 @@ class _Run:
             self._fail(planned, [f"ERROR {planned.source}: fallo inesperado", *trace])
         else:
             self._tell(planned, report, time.perf_counter() - started)
+
+    def _announce(self, planned: PlannedFile, where: str, *, disk_was_told: bool) -> None:
+        args = self._args
+        if not args.verify:
+            for warning in foresee_trouble(
+                planned, args.output, args.low_memory, disk_was_told=disk_was_told
+            ):
+                self._console.warn(planned.source, warning)
+        self._console.announce(describe_start(where, planned, verify=args.verify))
 
     def _tell(
         self, planned: PlannedFile, report: Union[SplitReport, VerifyReport], seconds: float
