@@ -1830,10 +1830,13 @@ class PickleIndex:
         self._stack = array.array("q")
         self._kinds = bytearray()  # of the stack's objects
         self._marks: list[tuple[int, int]] = []  # height of the stack and position
-        # What can be changed through tuples on the stack, by the height of the tuple: ids of what
-        # was made in it or in its tuples, ~ids of what itself has fetched.  See _note_call.
-        self._held_heights = array.array("q")
+        # What was made in tuples on the stack, or in tuples of theirs, and can be changed through
+        # them: ids, and for each tuple its height and where its ids begin.  See _note_call.
         self._held_ids = array.array("q")
+        self._held_heights = array.array("q")
+        self._held_starts = array.array("q")
+        # The tuple that was last: where it begins, and what itself has fetched.
+        self._last_tuple: tuple[int, array.array[int]] = (-1, _NO_IDS)
         # The call that was last: its end, function and what it fetched as arguments, if known.
         self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
         # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.
@@ -1956,37 +1959,54 @@ class PickleIndex:
 
     def _make(self, code: int, height: int, span_start: int, end: int) -> None:
         """Put one object in the place of all from this height on."""
-        entry, kind, held = span_start, _MADE_KINDS[code], _NO_IDS
+        entry, kind = span_start, _MADE_KINDS[code]
         n_objects = len(self._stack) - height
         if code in _TUPLES:
-            made, fetched = self._find_changeable(height)
-            held = made + array.array("q", [~memo_id for memo_id in fetched])
-            n_changeable = sum(item <= _BUILTIN for item in self._kinds[height:]) if held else 0
-            kind = _RESULT if n_changeable > len(fetched) else _VALUE
+            kind = self._hold(height, span_start)
         elif code in _CALLS:
             entry = self._note_call(code, height, span_start, end)
-            if n_objects and self._kinds[height] == _FIXED_MAKER:
+            if code != _INST and n_objects and self._kinds[height] == _FIXED_MAKER:
                 kind = _FIXED
         elif code == _STACK_GLOBAL and self._kinds[height:] == _DTYPE_NAMES:
             kind = _FIXED_MAKER
         elif code == _STACK_GLOBAL and self._kinds[height] == _JOBLIB_TEXT:
             raise LoadError(self._path, *JOBLIB)
-        self._drop(height)
+        if code in _TUPLES:
+            del self._stack[height:], self._kinds[height:]
+        else:
+            self._drop(height)
         if not self._stack:
             self._begin_object(code, n_objects)
             if code == _LIST and n_objects:
                 self._list_problem = _UNUSUAL_LIST
-        self._held_heights.extend([height] * len(held))
-        self._held_ids += held
         self._stack.append(entry)
         self._kinds.append(kind)
 
     def _drop(self, height: int) -> None:
         """Remove all from this height on from the stack."""
         del self._stack[height:], self._kinds[height:]
-        while self._held_heights and self._held_heights[-1] >= height:
-            self._held_heights.pop()
-            self._held_ids.pop()
+        if self._held_heights and self._held_heights[-1] >= height:
+            number = bisect_left(self._held_heights, height)
+            del self._held_ids[self._held_starts[number] :]
+            del self._held_heights[number:], self._held_starts[number:]
+
+    def _hold(self, height: int, span_start: int) -> int:
+        """Note what a tuple of all from this height on was made with; return its kind.
+
+        What its tuples hold becomes its own where it lies: a chain of tuples costs no square.
+        """
+        made, fetched = self._find_direct(height)
+        self._last_tuple = (span_start, fetched)
+        number = bisect_left(self._held_heights, height)
+        is_holding = number < len(self._held_heights)
+        start = self._held_starts[number] if is_holding else len(self._held_ids)
+        del self._held_heights[number:], self._held_starts[number:]
+        self._held_ids += made
+        if start < len(self._held_ids):
+            self._held_heights.append(height)
+            self._held_starts.append(start)
+        n_changeable = sum(item <= _BUILTIN for item in self._kinds[height:])
+        return _RESULT if n_changeable > len(fetched) else _VALUE
 
     # What is changed together shares a span.
 
@@ -2027,16 +2047,21 @@ class PickleIndex:
 
     def _find_changeable(self, height: int) -> tuple[array.array[int], array.array[int]]:
         """Return ids of what can be changed from this height on: made, also in tuples; fetched."""
-        made, fetched = _NO_IDS, _NO_IDS
-        if self._held_heights and self._held_heights[-1] >= height:
-            held = self._held_ids[bisect_left(self._held_heights, height) :]
-            made = array.array("q", [memo_id for memo_id in held if memo_id >= 0])
-        if min(self._kinds[height:], default=_ATOM) <= _BUILTIN:
-            pairs = zip(self._stack[height:], self._kinds[height:])
-            entries = [entry for entry, kind in pairs if kind <= _BUILTIN and entry < 0]
-            made = made + array.array("q", [~entry for entry in entries if ~entry < _FETCHED])
-            fetched = array.array("q", [self._id_of(e) for e in entries if ~e >= _FETCHED])
-        return made, fetched
+        made, fetched = self._find_direct(height)
+        return made + self._find_held(height), fetched
+
+    def _find_held(self, height: int) -> array.array[int]:
+        if not self._held_heights or self._held_heights[-1] < height:
+            return _NO_IDS
+        return self._held_ids[self._held_starts[bisect_left(self._held_heights, height)] :]
+
+    def _find_direct(self, height: int) -> tuple[array.array[int], array.array[int]]:
+        if min(self._kinds[height:], default=_ATOM) > _BUILTIN:
+            return _NO_IDS, _NO_IDS
+        pairs = zip(self._stack[height:], self._kinds[height:])
+        entries = [entry for entry, kind in pairs if kind <= _BUILTIN and entry < 0]
+        made = array.array("q", [~entry for entry in entries if ~entry < _FETCHED])
+        return made, array.array("q", [self._id_of(e) for e in entries if ~e >= _FETCHED])
 
     def _note_call(self, code: int, height: int, span_start: int, end: int) -> int:
         """Return the entry for the result of a call.
@@ -2050,9 +2075,11 @@ class PickleIndex:
         made, fetched = self._find_changeable(first)
         known: Optional[array.array[int]] = fetched
         if code in _CALLS_OF_TUPLE:
-            held = self._held_ids[bisect_left(self._held_heights, first) :]
-            is_fetched = ~self._stack[first] >= _FETCHED and self._kinds[first] < _ATOM
-            known = None if is_fetched else array.array("q", [~item for item in held if item < 0])
+            known = None  # of a tuple that is fetched, or made long before, nothing is known
+            if self._last_tuple[0] == self._start_of(self._stack[first]):
+                known = self._last_tuple[1]
+            elif self._kinds[first] >= _ATOM:
+                known = _NO_IDS
         elif code == _NEWOBJ_EX:  # the arguments by name are in a dict: all that is in it
             since = self._start_of(self._stack[first])
             ids = range(bisect_left(self.defined, since), len(self.starts))

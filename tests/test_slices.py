@@ -350,6 +350,26 @@ def test_what_an_object_changes_as_it_is_made_belongs_to_it(make: Any, protocol:
             assert_slices(data, n)
 
 
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_what_a_tuple_leads_to_is_changed_though_only_the_tuple_is_memoized(protocol: int) -> None:
+    """pickletools.optimize leaves out the PUTs that nothing fetches: here of the kid."""
+    pair = (Plain(), 1)
+    around = Wrapping(pair)
+    vars(pair[0]).clear()
+    data = pickletools.optimize(pickle.dumps([around, pair, [pair]], protocol))
+    assert vars(pickle.loads(data)[1][0])
+    for n in (1, 2):
+        assert_slices(data, n)
+
+
+def test_chain_of_tuples_takes_no_square() -> None:
+    data = b"\x80\x04]\x94(N" + b"]\x94\x86\x94" * 30_000 + b"e."
+    started = time.process_time()
+    (part,) = split_bytes(data, 1)
+    assert time.process_time() - started < 20  # a square takes minutes; this, 0.2 s
+    assert part.count(b"\x86") == 30_000
+
+
 def test_dtype_and_arguments_that_cannot_change_stay_small() -> None:
     """All arrays share the dtype that the first one made: it must not bring that array along."""
     for protocol in range(2, 6):
