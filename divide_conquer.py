@@ -4715,7 +4715,8 @@ class _Run:
         else:
             if self._signals.caught:
                 self._console.error("Interrumpido cuando ya no quedaba ningún archivo por hacer.")
-        self._summarize(time.perf_counter() - started)
+        if self._reports or self._failures:
+            self._summarize(time.perf_counter() - started)
         return self._signals.exit_code() or self._exit_code
 
     def _do(self, planned: PlannedFile, where: str, *, disk_was_told: bool) -> None:

@@ -225,6 +225,16 @@ def test_signals_until_the_very_end_show_no_traceback(tmp_path: Path) -> None:
 SIGINT_IN_UNLINK = "unlink:signal=SIGINT:when=1"
 
 
+def test_run_that_did_nothing_has_no_summary(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, "load")
+    (scene.source / "a.pkl.gz").unlink()
+    with started(scene) as process:
+        stdout, stderr = send_and_let_go(process, scene, signal.SIGINT)
+    assert process.returncode == 130
+    assert stderr.startswith("Interrumpido al dividir b.pkl")
+    assert "Resumen" not in stdout
+
+
 def test_signal_during_the_last_deletion_tells_that_all_is_done(tmp_path: Path) -> None:
     source, output = write_batch(tmp_path / "a.pkl.gz", [1, 2, 3]), tmp_path / "out"
     options = ("-i", source, "-o", output, "-n", 2, "--delete-original", "--yes")
