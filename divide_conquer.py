@@ -1826,7 +1826,7 @@ class PickleIndex:
         self.amendments: dict[int, list[int]] = {}
         # Memo ids that the pickle names itself, unless they count up from the first (Python 2: 1).
         self._first_name = 0
-        self._named_ids: Optional[dict[int, int]] = None
+        self._names: Optional[array.array[int]] = None
         self._stack = array.array("q")
         self._kinds = bytearray()  # of the stack's objects
         self._marks: list[tuple[int, int]] = []  # height of the stack and position
@@ -2150,10 +2150,12 @@ class PickleIndex:
 
     def _id_named(self, name: int) -> int:
         """Return the memo id that a fetch means, -1 if none."""
-        if self._named_ids is not None:
-            return self._named_ids.get(name, -1)
         number = name - self._first_name
-        if not 0 <= number < len(self.starts) - len(self._rows):
+        if self._names is not None:
+            number = bisect_left(self._names, name)
+            if _item(self._names, number, -1) != name:
+                return -1
+        elif not 0 <= number < len(self.starts) - len(self._rows):
             return -1
         return number + bisect_right(self._puts_before_rows, number)
 
@@ -2162,20 +2164,21 @@ class PickleIndex:
         n_puts = len(self.starts) - len(self._rows)
         if not n_puts:
             self._first_name = name
-        if self._named_ids is None and name != n_puts + self._first_name:
-            names = range(self._first_name, self._first_name + n_puts)
-            self._named_ids = {known: self._id_named(known) for known in names}
-        if self._named_ids is not None:
-            if name in self._named_ids:
+        if self._names is None and name != n_puts + self._first_name:
+            self._names = array.array("q", range(self._first_name, self._first_name + n_puts))
+        if self._names is not None:
+            if self._id_named(name) >= 0:
                 self.refuse("usa dos veces la misma posición del memo")
-            self._named_ids[name] = len(self.starts)
+            if self._names and name < self._names[-1]:  # no pickler counts down
+                self.refuse(_NOT_COPYABLE)
+            self._names.append(name)
 
     def _put(self, code: int, start: int, end: int, argument: bytes) -> None:
         self._need(1, start)
         if code != _MEMOIZE:
             self.explicit_puts = True
             self._name_id(_read_memo_id(code, argument))
-        elif self._first_name or self._named_ids is not None:
+        elif self._first_name or self._names is not None:
             self._name_id(len(self.starts) - len(self._rows))
         entry = self._stack[-1]
         if ~entry >= _FETCHED:

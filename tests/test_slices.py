@@ -362,6 +362,15 @@ def test_what_a_tuple_leads_to_is_changed_though_only_the_tuple_is_memoized(prot
         assert_slices(data, n)
 
 
+def test_names_in_the_memo_may_have_gaps_but_not_count_down() -> None:
+    data = b"\x80\x02](]q\x05K\x01a]q\x09(h\x05h\x05e}q\x0bK\x02h\x05se."
+    for n in (1, 2, 3):
+        assert_slices(data, n)
+    for other in (b"q\x04", b"q\x05"):
+        with pytest.raises(LoadError):
+            split_bytes(data.replace(b"q\x09", other), 1)
+
+
 def test_chain_of_tuples_takes_no_square() -> None:
     data = b"\x80\x04]\x94(N" + b"]\x94\x86\x94" * 30_000 + b"e."
     started = time.process_time()
