@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the module, also where 
 # Where the suite itself runs in the background (CI, nohup), these come ignored, and a child would
 # inherit that: the script rightly leaves it so, and the tests would send them in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if sys.platform != "win32":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

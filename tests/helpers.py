@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gzip
 import os
 import pickle
 import pickletools
-import pty
 import re
 import select
 import shutil
 import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import pytest
+
+if sys.platform != "win32":  # there, only tests without terminals and signals can run
+    import fcntl
+    import pty
+    import termios
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "divide_conquer.py"
