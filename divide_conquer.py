@@ -4718,6 +4718,7 @@ class _Run:
         else:
             if self._signals.caught:
                 self._console.error("Interrumpido cuando ya no quedaba ningún archivo por hacer.")
+        gc.unfreeze()
         if self._reports or self._failures:
             self._summarize(time.perf_counter() - started)
         return self._signals.exit_code() or self._exit_code
