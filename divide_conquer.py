@@ -1442,8 +1442,13 @@ class _SortingPickler(_PythonPickler):  # type: ignore[misc]
             self.save(item)
 
     def reducer_override(self, value: Any) -> Any:
-        """Sort also what a subclass of set is made from, as set.__reduce__ gives it."""
-        if isinstance(value, (set, frozenset)):
+        """Sort also what a subclass of set is made from, where it iterates as a set does.
+
+        One that keeps an order of its own iterates in that: there the order is part of it.
+        """
+        kind: Any = type(value)
+        base = next((base for base in (set, frozenset) if isinstance(value, base)), None)
+        if base and (kind.__reduce__, kind.__iter__) == (base.__reduce__, base.__iter__):
             reduced: Any = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
             function, args, *more = reduced
             if len(args) == 1 and type(args[0]) is list:

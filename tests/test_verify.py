@@ -289,6 +289,10 @@ def test_texts_that_the_first_load_does_not_share_are_no_difference(tmp_path: Pa
 ODD_TRACES = """
 import struct, sys
 class Words(set): pass
+class Ordered(set):
+    def __init__(self, items): super().__init__(items); self.order = list(items)
+    def __iter__(self): return iter(self.order)
+    def __getstate__(self): return None
 class Rounded:
     def __init__(self, value, digits): self.value, self.digits = value, digits
     def __getstate__(self):
@@ -320,7 +324,7 @@ def make_not_again(): return NotAgain()
 def pickle_odd(folder: Path, expression: str) -> Path:
     """Pickle a list of odd traces in a process of its own; return the file."""
     source = folder / "in" / "a.pkl"
-    source.parent.mkdir()
+    source.parent.mkdir(parents=True)
     env = write_module(folder / "torch", "storage", ODD_TRACES)
     env["PYTHONPATH"] = os.fspath(folder)
     code = "import pickle, sys\nfrom torch.storage import *\n"
@@ -383,6 +387,16 @@ def test_class_that_loses_more_with_every_dump_is_a_difference(tmp_path: Path) -
     assert done.returncode == 1
     assert "no es igual al original; el primero que difiere es el trace 0" in done.stderr
     assert source.exists()
+
+
+def test_order_that_a_class_of_sets_keeps_is_part_of_it(tmp_path: Path) -> None:
+    source, output = pickle_odd(tmp_path, "[Ordered('abc'), Ordered('abcdef')]"), tmp_path / "out"
+    other = pickle_odd(tmp_path / "other", "[Ordered('abc'), Ordered('abcfed')]")
+    output.mkdir()
+    (output / "a_sub0000.pkl").write_bytes(other.read_bytes())
+    done = verify(source, output, (), env=environment(PYTHONPATH=os.fspath(tmp_path)))
+    assert done.returncode == 1
+    assert "no es igual al original; el primero que difiere es el trace 1" in done.stderr
 
 
 @modes
