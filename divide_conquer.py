@@ -377,7 +377,7 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def tune_malloc(*, low_memory: bool) -> None:
@@ -391,6 +391,8 @@ def tune_malloc(*, low_memory: bool) -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
         if low_memory:
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2 << 20)
+            # With that set, glibc adapts this one no more, and gives each block back at once.
+            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _usable_processors() -> int:
