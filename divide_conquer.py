@@ -2191,6 +2191,7 @@ class PickleIndex:
         if entry < 0:  # a row, or memoized again
             unit = self.unit_of(~entry)
             self.ends[unit] = end
+            self.kinds[unit] = min(self.kinds[unit], self._kinds[-1])  # a call may lie before end
             self._new_id(self.starts[unit], ~unit, start, min(self._kinds[-1], _VALUE))
         else:
             memo_id = self._new_id(entry, end, start, self._kinds[-1])
@@ -2518,6 +2519,7 @@ class _Copier:
         self._buffer = bytearray()
         self._n_puts = 0
         self._offsets_from = array.array("q")  # by id
+        self._offsets_until = array.array("q")
         self._offsets = array.array("q")
 
     def write(self, data: bytes) -> None:
@@ -2564,11 +2566,15 @@ class _Copier:
         first, stop = self._index.put_number(memo_id), self._index.put_number(stop_id)
         if not self._offsets or self._offsets[-1] != self._n_puts - first:
             self._offsets_from.append(memo_id)
+            self._offsets_until.append(stop_id)
             self._offsets.append(self._n_puts - first)
+        self._offsets_until[-1] = stop_id
         self._n_puts += stop - first
 
     def _number(self, memo_id: int) -> int:
         piece = bisect_right(self._offsets_from, memo_id) - 1
+        if piece < 0 or memo_id >= self._offsets_until[piece]:
+            raise AssertionError(f"memo id {memo_id} is fetched, but it was not copied")
         return self._index.put_number(memo_id) + self._offsets[piece]
 
     def _write_put(self, number: int) -> None:

@@ -418,6 +418,13 @@ def test_call_for_its_effect_before_all_objects_of_a_group_is_refused() -> None:
         split_bytes(b"\x80\x02](cgraphs\nPlain\n)\x81q\x01e(cgraphs\nassign\n(h\x01NtR0Ne.", 1)
 
 
+def test_text_memoized_again_after_a_call_brings_the_call_and_what_it_fetches() -> None:
+    data = b"\x80\x02](cgraphs\nPlain\n)\x81q\x00X\x01\x00\x00\x00aq\x01cgraphs\nassign\n(h\x00NtR0"
+    data += b"q\x02h\x02h\x02e."
+    for n in (2, 3, 4):
+        assert_slices(data, n)
+
+
 def test_calls_thrown_away_together_are_refused() -> None:
     """What each of them was there for cannot be seen."""
     data = b"\x80\x02(cgraphs\nPlain\n)\x81q\x01cgraphs\nassign\n(h\x01NtR1](h\x01h\x01e."
