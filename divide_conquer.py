@@ -1570,7 +1570,7 @@ _STOP, _FRAME, _POP, _MEMOIZE, _BUILD = _codes("STOP FRAME POP MEMOIZE BUILD")
 _LIST, _STACK_GLOBAL, _INST, _OBJ, _NEWOBJ_EX = _codes("LIST STACK_GLOBAL INST OBJ NEWOBJ_EX")
 _LIST_MAKERS = _codes("EMPTY_LIST LIST")
 _APPENDING = _codes("APPEND APPENDS")
-_PAIRING = _codes("SETITEMS DICT")
+_SETITEMS, _DICT = _codes("SETITEMS DICT")
 _TUPLES = _codes("TUPLE TUPLE1 TUPLE2 TUPLE3")
 _CALLS_OF_TUPLE = _codes("REDUCE NEWOBJ")
 _POPS = _codes("POP POP_MARK")
@@ -1634,6 +1634,7 @@ _SCALAR_RUN = re.compile(b"(?:%s){1,1000}" % _ANY_SCALAR, re.DOTALL)
 # object can be changed; from ATOM on it fetches nothing.
 _ROW, _RESULT, _BUILTIN, _VALUE, _FIXED, _FIXED_MAKER, _ATOM = range(7)
 _NUMPY_TEXT, _DTYPE_TEXT, _JOBLIB_TEXT = range(7, 10)  # atoms, too
+_ATOM_KIND = bytes([_ATOM])
 _JOBLIB_NAME = b"joblib.numpy_pickle"  # raw bytes of an array follow its objects
 _TEXT_KINDS = {b"\x05numpy": _NUMPY_TEXT, b"\x05dtype": _DTYPE_TEXT, b"\x13jobli": _JOBLIB_TEXT}
 _FIXED_MAKERS = (b"numpy\ndtype\n", b"_codecs\nencode\n")
@@ -1723,18 +1724,18 @@ def _read_opcodes(window: _Window) -> Iterator[tuple[int, int, int, bytes]]:
     """
     code = 0
     frame_end = 0
+    offset = 0
     safe_until = -1  # beyond this offset an opcode may reach past its frame, or the window's data
     while code != _STOP:
-        if window.offset > safe_until:
+        if offset > safe_until:
             if not window.peek(_LOOKAHEAD_BYTES):
                 raise EOFError("the pickle has no end")
-            data, base = window.data, window.base
+            data, base, offset = window.data, window.base, window.offset
             limit = len(data)
             safe_until = limit - _LOOKAHEAD_BYTES
-            if base + window.offset < frame_end < base + limit:
+            if base + offset < frame_end < base + limit:
                 limit = frame_end - base
                 safe_until = min(safe_until, limit - 1)
-        offset = window.offset
         code = data[offset]
         width = _WIDTHS[code]
         if code in _SCALARS and (run := _SCALAR_RUN.match(data, offset, limit)):
@@ -1745,20 +1746,20 @@ def _read_opcodes(window: _Window) -> Iterator[tuple[int, int, int, bytes]]:
             if not width and code in _LENGTH_BYTES:
                 length_bytes = _LENGTH_BYTES[code]
                 width = 1 + length_bytes + int.from_bytes(argument[:length_bytes], "little")
-        start = base + offset
-        if width and offset + width <= limit:
-            window.offset = offset + width
-        else:
-            safe_until = -1  # the window moves on
-            _skip_slowly(window, code, width)
-        end = window.base + window.offset
+        start, stop = base + offset, offset + width
+        if width and stop <= limit and code != _FRAME:
+            window.offset = offset = stop
+            yield code, start, base + stop, argument
+            continue
+        _skip_slowly(window, code, width)
+        end = window.position
         if start < frame_end and (end > frame_end or code == _FRAME):
             raise pickle.UnpicklingError(f"el FRAME que acaba en {frame_end} no encaja")
         if code == _FRAME:
             frame_end = end + int.from_bytes(argument, "little")
-            safe_until = -1
         yield code, start, end, argument
-    if frame_end > end:
+        offset, safe_until = 0, -1  # the window has moved on
+    if frame_end > window.position:
         raise EOFError("the last frame is cut off")
 
 
@@ -1777,7 +1778,7 @@ def _skip_slowly(window: _Window, code: int, width: int) -> None:
 def _read_memo_id(code: int, argument: bytes) -> int:
     if code in _N_LINES:
         return int(argument[: argument.index(b"\n")])
-    return int.from_bytes(argument[: _WIDTHS[code] - 1], "little")
+    return int.from_bytes(argument, "little")
 
 
 _FETCHED = 1 << 62  # larger than any memo id: see PickleIndex
@@ -1907,8 +1908,7 @@ class PickleIndex:
 
     def _need(self, n_objects: int, start: int) -> None:
         """Check that n_objects lie on the stack above the last MARK."""
-        floor = self._marks[-1][0] if self._marks else 0
-        if len(self._stack) - n_objects < floor:
+        if len(self._stack) - n_objects < (self._marks[-1][0] if self._marks else 0):
             self._misuse(start)
 
     def _push(self, code: int, start: int, end: int, argument: bytes) -> None:
@@ -1933,8 +1933,13 @@ class PickleIndex:
     def _push_scalars(self, code: int, start: int, end: int, argument: bytes) -> None:
         if not self._stack:
             self._begin_object(code)
-        self._stack.extend([start + scalar.start() for scalar in _SCALAR.finditer(argument)])
-        self._kinds.extend([_ATOM] * (len(self._stack) - len(self._kinds)))
+        if end - start == _WIDTHS[code]:
+            self._stack.append(start)
+            self._kinds.append(_ATOM)
+            return
+        starts = [start + scalar.start() for scalar in _SCALAR.finditer(argument)]
+        self._stack.extend(starts)
+        self._kinds += _ATOM_KIND * len(starts)
 
     def _mark(self, code: int, start: int, end: int, argument: bytes) -> None:
         self._marks.append((len(self._stack), start))
@@ -1955,7 +1960,7 @@ class PickleIndex:
         """One object from all above the MARK."""
         height, mark_start = self._pop_mark(start)
         n_objects = len(self._stack) - height
-        if (code in _PAIRING and n_objects % 2) or (code == _OBJ and not n_objects):
+        if (code == _DICT and n_objects % 2) or (code == _OBJ and not n_objects):
             self._misuse(start)
         self._make(code, height, mark_start, end)
 
@@ -2103,10 +2108,10 @@ class PickleIndex:
     def _amend_marked(self, code: int, start: int, end: int, argument: bytes) -> None:
         """Add all above the MARK to the object below it."""
         height, _ = self._pop_mark(start)
-        n_objects = len(self._stack) - height
-        if code in _PAIRING and n_objects % 2:
+        if code == _SETITEMS and (len(self._stack) - height) % 2:
             self._misuse(start)
-        self._need(n_objects + 1, start)
+        if height <= (self._marks[-1][0] if self._marks else 0):  # nothing is below
+            self._misuse(start)
         self._extend(code, height, start, end)
 
     def _extend(self, code: int, height: int, start: int, end: int) -> None:
@@ -2136,7 +2141,7 @@ class PickleIndex:
     def _extend_span(self, end: int) -> None:
         """Let the span of the object on top go on up to here; if it was fetched, it gets a row."""
         entry = self._stack[-1]
-        memo_id = self._id_of(entry)
+        memo_id = -1 if entry >= 0 else self._id_of(entry)
         if ~entry >= _FETCHED:
             row = self._new_row(self._start_of(entry), end)
             self.amendments.setdefault(memo_id, []).append(row)
@@ -2159,7 +2164,7 @@ class PickleIndex:
                 return -1
         elif not 0 <= number < len(self.starts) - len(self._rows):
             return -1
-        return number + bisect_right(self._puts_before_rows, number)
+        return number + bisect_right(self._puts_before_rows, number) if self._rows else number
 
     def _name_id(self, name: int) -> None:
         """Note the name that a PUT gives to the next memo id."""
@@ -2185,7 +2190,7 @@ class PickleIndex:
         entry = self._stack[-1]
         if ~entry >= _FETCHED:
             self.refuse(_NOT_COPYABLE)
-        is_list = self._is_list(len(self._stack))
+        is_list = len(self._stack) == 1 and self._is_list(1)
         if is_list and (entry < 0 or self.trace_starts):
             self._list_problem = _UNUSUAL_LIST
         if entry < 0:  # a row, or memoized again
@@ -2213,8 +2218,10 @@ class PickleIndex:
             self._popped = -1
         self.event_positions.append(start)
         self.event_ids.append(memo_id)
-        self._push(code, ~(_FETCHED + event), end, b"")
-        self._kinds[-1] = self.kinds[memo_id]
+        if not self._stack:
+            self._begin_object(code)
+        self._stack.append(~(_FETCHED + event))
+        self._kinds.append(self.kinds[memo_id])
 
     # What is thrown away.
 
@@ -2230,7 +2237,10 @@ class PickleIndex:
         if not following:
             raise EOFError("the pickle has no end")
         fetches = following[0] in _GETS
-        next_id = self._id_named(_read_memo_id(following[0], following[1:])) if fetches else -1
+        next_id = -1
+        if fetches:
+            argument = following[1 : _WIDTHS[following[0]] or None]
+            next_id = self._id_named(_read_memo_id(following[0], argument))
         is_effect = may_be_effect = False
         if self._marks and (code != _POP or self._marks[-1][0] == len(self._stack)):
             height, popped_start = self._marks.pop()
