@@ -44,8 +44,15 @@ OUTPUTS = "DIVIDE_CONQUER_TESTS_OUTPUTS"
 """Variable that names the folder where all runs' output is kept until the session ends."""
 
 
+PYTHON_WARNING = re.compile(r"^.*:\d+: \w*Warning: .*", re.MULTILINE)
+
+
 def note_output(*texts: str) -> None:
-    """Keep what a run printed: conftest.py compares it all with README.md's table of messages."""
+    """Keep what a run printed: conftest.py compares it all with README.md's table of messages.
+
+    Fails where Python itself warned of the run: environment() makes it tell all that it knows.
+    """
+    assert not (told := PYTHON_WARNING.findall("\n".join(texts))), told
     if folder := os.environ.get(OUTPUTS):
         with open(Path(folder, str(os.getpid())), "a", encoding="utf-8") as file:
             file.write("\n".join((*texts, "")))
@@ -204,9 +211,14 @@ def peak_mib(report: str) -> float:
     return float(found[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[found[2]] / 2**20
 
 
+# Every warning is shown, those of files left open and of encodings left out included.  The debug
+# allocator stays off: it finds errors of C alone, and many tests measure or limit the memory.
+DEV_MODE = {"PYTHONDEVMODE": "1", "PYTHONWARNDEFAULTENCODING": "1", "PYTHONMALLOC": "default"}
+
+
 def environment(**changes: str) -> dict[str, str]:
-    """Return this environment with changes."""
-    return {**os.environ, **changes}
+    """Return this environment in Python's development mode, with changes."""
+    return {**os.environ, **DEV_MODE, **changes}
 
 
 # Writing batches

@@ -200,7 +200,7 @@ def test_a_hard_link_is_split_and_its_other_name_stays(tmp_path: Path, mode: Mod
     [
         pytest.param("os.chmod(path, 0o600)", id="status-changed"),
         pytest.param(
-            "open(path + '.new', 'wb').write(b'newer'); os.replace(path + '.new', path)",
+            "pathlib.Path(path + '.new').write_bytes(b'newer'); os.replace(path + '.new', path)",
             id="replaced",
         ),
     ],
@@ -210,7 +210,7 @@ def test_original_that_changed_meanwhile_is_kept(folders: Folders, action: str) 
     env = write_module(
         folders.source.parent / "modules",
         "meddling",
-        f"import os\ndef act(path):\n    {action}\n    return 'trace'\n",
+        f"import os, pathlib\ndef act(path):\n    {action}\n    return 'trace'\n",
     )
     source.write_bytes(pickled_list(pickled_call("meddling", "act", str(source))))
     done = split(*folders.args("--delete-original", "--yes"), env=env)
