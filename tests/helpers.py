@@ -221,6 +221,13 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **DEV_MODE, **changes}
 
 
+def assert_fails(done: subprocess.CompletedProcess[str], *told: str, code: int = 1) -> None:
+    """Check the exit code of a run, what it tells on stderr, and that no traceback is shown."""
+    assert done.returncode == code, done
+    assert [words for words in told if words not in done.stderr] == [], done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+
+
 # Writing batches
 
 
