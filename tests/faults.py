@@ -449,6 +449,15 @@ def empty_file(path: Path) -> None:
     os.truncate(path, 0)
 
 
+def exchange_with_next(path: Path) -> None:
+    """Exchange a sub-batch with the next one of its set."""
+    number = int(path.name[-11:-7])
+    other = path.with_name(f"{path.name[:-11]}{number + 1:04d}.pkl.gz")
+    data = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+
+
 def rewrite_in_place(path: Path) -> None:
     size = path.stat().st_size
     with path.open("r+b") as file:
