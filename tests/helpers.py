@@ -23,6 +23,7 @@ import pytest
 if sys.platform != "win32":  # there, only tests without terminals and signals can run
     import fcntl
     import pty
+    import resource
     import termios
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +113,11 @@ def split(
 def start(*args: object, prefix: tuple[str, ...] = (), **options: Any) -> Script:
     """Start the script as split does, and do not wait for it."""
     return Script([*prefix, *command(*args)], **options)
+
+
+def limit(what: int, amount: int) -> Callable[[], None]:
+    """Return a preexec_fn that limits a resource of the run, such as resource.RLIMIT_AS."""
+    return lambda: resource.setrlimit(what, (amount, amount))
 
 
 def wait_until(happened: Callable[[], bool], process: Script) -> None:

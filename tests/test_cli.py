@@ -115,16 +115,8 @@ def test_jobs_are_the_usable_processors_by_default() -> None:
             "--delete-original no se puede usar con --no-validate",
             id="delete-without-validation-and-yes",
         ),
-        pytest.param(
-            f"-i {'x' * 300}.pkl -o out",
-            "la entrada",
-            id="input-name-too-long",
-        ),
-        pytest.param(
-            f"-i in -o {'x' * 300}",
-            "la salida",
-            id="output-name-too-long",
-        ),
+        pytest.param(f"-i {'x' * 300}.pkl -o out", "la entrada", id="input-name-too-long"),
+        pytest.param(f"-i in -o {'x' * 300}", "la salida", id="output-name-too-long"),
     ],
 )
 def test_wrong_usage_is_exit_2_and_touches_nothing(

@@ -123,10 +123,7 @@ def test_yes_to_the_question_deletes(folders: Folders, answer: bytes) -> None:
         pytest.param(b"n\n", id="n"),
         pytest.param(b"yep\n", id="no-yes"),
         pytest.param(b"\x04", id="end-of-input"),
-        pytest.param(
-            b"s\xed\n",
-            id="latin-1",
-        ),
+        pytest.param(b"s\xed\n", id="latin-1"),
     ],
 )
 def test_anything_else_to_the_question_does_nothing(folders: Folders, answer: bytes) -> None:

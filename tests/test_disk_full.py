@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from bad_files import GOOD_TRACES, errors_of
 from faults import Box
-from helpers import Mode, load_set, modes, names, small_disk, snapshot, split, write_batch
+from helpers import Mode, limit, load_set, modes, names, small_disk, snapshot, split, write_batch
 
 # Said before the run
 
@@ -169,7 +169,7 @@ def test_limit_of_file_size_keeps_original(tmp_path: Path, more: tuple[str, ...]
     before = snapshot(source)["bad.pkl"]
     done = split(
         *("-i", source, "-o", output, "-n", 2, "--delete-original", "--yes", *more),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        preexec_fn=limit(resource.RLIMIT_FSIZE, 100_000),
     )
     assert done.returncode == 1
     (error,) = errors_of(done.stderr)
@@ -188,11 +188,7 @@ def test_file_size_limit_keeps_the_original_and_leaves_nothing(
     tmp_path: Path, limit_bytes: int, mode: Mode
 ) -> None:
     box = Box(tmp_path / "box", mode, True, PART_TRACE_BYTES).make()
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-
-    done = split(*box.arguments(), preexec_fn=limit)
+    done = split(*box.arguments(), preexec_fn=limit(resource.RLIMIT_FSIZE, limit_bytes))
     assert done.returncode == 1
     assert done.stderr.count("No se pudo guardar") == 1
     assert "Traceback" not in done.stderr

@@ -9,12 +9,13 @@ import gzip
 import os
 import pickle
 import re
+import resource
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import load, load_set, names, opcodes, split, write_batch
+from helpers import limit, load, load_set, names, opcodes, split, write_batch
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pkl.gz"])
@@ -147,7 +148,8 @@ def test_what_cannot_be_split_is_one_clear_error(
     tmp_path: Path, data: bytes, expected: str
 ) -> None:
     (tmp_path / "a.pkl").write_bytes(data)
-    done = split("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", "--low-memory")
+    args = ("-i", tmp_path / "a.pkl", "-o", tmp_path / "out", "--low-memory")
+    done = split(*args, preexec_fn=limit(resource.RLIMIT_AS, 1 << 30))  # no lie is believed
     assert done.returncode == 1
     assert re.search(expected, done.stderr)
     assert done.stderr.count("ERROR") == 1

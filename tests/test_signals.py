@@ -39,6 +39,7 @@ from helpers import (
     split,
     split_on_terminal,
     start,
+    sub_names,
     wait_until,
     write_batch,
     write_module,
@@ -78,13 +79,7 @@ class Waiting:
 """
 
 
-ALL_NAMES = [
-    "a_sub0000.pkl.gz",
-    "a_sub0001.pkl.gz",
-    "b_sub0000.pkl.gz",
-    "b_sub0001.pkl.gz",
-    "c_sub0000.pkl.gz",
-]
+ALL_NAMES = [*sub_names("a", 2), *sub_names("b", 2), *sub_names("c", 1)]
 PHASES = ["load", "save", "validate"]
 SIGNALS = [
     pytest.param(signal.SIGINT, 130, id="sigint"),
@@ -152,15 +147,7 @@ def test_signal_undoes_the_batch_and_a_second_run_finishes(
     with started(scene, "--delete-original", "--yes") as process:
         parts = [name for name in names(scene.output) if name.startswith("b_")]
         stdout, stderr = send_and_let_go(process, scene, number)
-    suffix = ".pkl.gz.part"
-    assert (
-        parts
-        == {
-            "load": [],
-            "save": [f"b_sub0000{suffix}", f"b_sub0001{suffix}"],
-            "validate": [f"b_sub0000{suffix}", f"b_sub0001{suffix}"],
-        }[phase]
-    )
+    assert parts == ([] if phase == "load" else sub_names("b", 2, ".pkl.gz.part"))
     assert process.returncode == returncode
     assert "Interrumpido al dividir b.pkl: su original sigue intacto y en la salida no" in stderr
     assert "2 archivos quedan sin dividir. Qué hacer: repite el comando con --skip" in stderr
