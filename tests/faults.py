@@ -28,8 +28,6 @@ from typing import Any, NamedTuple, Optional, Union
 import pytest
 from helpers import LIMIT_SECONDS, Script, load, names, split, start, write_batch
 
-ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"
-
 STEM = "batch"
 N_TRACES = 6
 TRACES_PER_BATCH = 2
@@ -413,6 +411,13 @@ def finish_after_kill(box: Box) -> None:
     assert "Traceback" not in again.stderr
     assert box.set_is_complete()
     assert box.rest() == []
+
+
+def print_past_capture(request: pytest.FixtureRequest, text: str) -> None:
+    """Print a line that pytest shows of tests that pass, too."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{text}")
 
 
 # What changes a file under a stopped run

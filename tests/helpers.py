@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "divide_conquer.py"
 
 LIMIT_SECONDS = 60  # no test may hang the suite
+ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"
 
 Mode = tuple[str, ...]
 MODES = [pytest.param((), id="default"), pytest.param(("--low-memory",), id="low_memory")]

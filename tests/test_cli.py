@@ -305,9 +305,7 @@ def test_folder_with_the_name_of_a_batch_is_no_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",), ("--quiet",)], ids=["run", "dry", "quiet"])
-def test_the_folder_of_the_original_as_output_is_warned_of(
-    tmp_path: Path, more: tuple[str, ...]
-) -> None:
+def test_the_folder_of_the_original_as_output_is_warned_of(tmp_path: Path, more: Mode) -> None:
     source = write_batch(tmp_path / "in" / "a.pkl.gz", [1])
     (tmp_path / "link").symlink_to("in")
     done = split("-i", source, "-o", tmp_path / "link", *more)

@@ -77,7 +77,7 @@ def test_only_what_was_to_be_deleted_from_the_start_is_deleted(folders: Folders)
 
 @pytest.mark.parametrize("more", [(), ("--quiet",)], ids=["plain", "quiet"])
 def test_delete_without_a_terminal_and_without_yes_does_nothing(
-    folders: Folders, more: tuple[str, ...]
+    folders: Folders, more: Mode
 ) -> None:
     write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
     before = snapshot(folders.source.parent)
@@ -165,7 +165,7 @@ def test_yes_needs_no_question_on_a_terminal(folders: Folders) -> None:
 @pytest.mark.parametrize(
     "more", [(), ("--quiet",), ("--low-memory",)], ids=["default", "quiet", "low_memory"]
 )
-def test_symlinked_original_is_kept(folders: Folders, more: tuple[str, ...]) -> None:
+def test_symlinked_original_is_kept(folders: Folders, more: Mode) -> None:
     target = write_batch(folders.source.parent / "elsewhere" / "real.pkl", [1, 2])
     (folders.source / "a.pkl").symlink_to(target)
     done = split(*folders.args("--delete-original", "--yes", *more))

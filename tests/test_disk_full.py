@@ -20,7 +20,7 @@ from helpers import Mode, limit, load_set, modes, names, small_disk, snapshot, s
 
 
 @pytest.mark.parametrize("more", [(), ("--quiet",), ("--dry-run", "--quiet")], ids=" ".join)
-def test_a_disk_too_small_for_the_run_is_said_first(tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_a_disk_too_small_for_the_run_is_said_first(tmp_path: Path, more: Mode) -> None:
     for name in ("a", "b"):
         write_batch(tmp_path / "in" / f"{name}.pkl", [os.urandom(700_000)])
     with small_disk(tmp_path / "out", "1m"):
@@ -62,9 +62,7 @@ def test_originals_that_go_make_room_for_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--no-compress",)], ids=["gzip", "plain"])
-def test_full_disk_keeps_original_and_counts_residual_parts(
-    tmp_path: Path, more: tuple[str, ...]
-) -> None:
+def test_full_disk_keeps_original_and_counts_residual_parts(tmp_path: Path, more: Mode) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     write_batch(source / "bad.pkl", [os.urandom(300_000) for _ in range(6)])
     write_batch(source / "good.pkl.gz", GOOD_TRACES)
@@ -162,7 +160,7 @@ def test_a_disk_with_just_enough_room_is_enough(tmp_path: Path, disk: Path, mode
 
 
 @pytest.mark.parametrize("more", [(), ("--no-compress",)], ids=["gzip", "plain"])
-def test_limit_of_file_size_keeps_original(tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_limit_of_file_size_keeps_original(tmp_path: Path, more: Mode) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     write_batch(source / "bad.pkl", [1, 2, os.urandom(300_000)])
     write_batch(source / "good.pkl.gz", GOOD_TRACES)

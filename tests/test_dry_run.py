@@ -125,7 +125,7 @@ def test_a_quiet_dry_run_tells_failures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("made", [True, False], ids=["there", "to-be-made"])
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)], ids=["loud", "quiet"])
 def test_a_dry_run_tries_the_output_folder(
-    tmp_path: Path, unprivileged: tuple[str, ...], quiet: tuple[str, ...], made: bool
+    tmp_path: Path, unprivileged: tuple[str, ...], quiet: Mode, made: bool
 ) -> None:
     source = write_batch(tmp_path / "a.pkl", [1])
     locked = tmp_path / "locked"

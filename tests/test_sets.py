@@ -1,11 +1,8 @@
-"""Sets: what becomes of sub-batches that are there, in which order are new ones published?"""
+"""Sets: what becomes of sub-batches that are there, or that appear during the run?"""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,42 +192,6 @@ def test_interrupted_publish_of_another_original_is_not_cleared(folders: Folders
     assert done.returncode == 1
     assert "incompleto o mezclado" in done.stderr
     assert snapshot(folders.output) == before
-
-
-# Publishing
-
-
-IN_MOVED_TO = 0x80  # sys/inotify.h
-
-
-def renamed_in_order(descriptor: int) -> list[str]:
-    """Return the names that files were renamed to, from the events of inotify(7)."""
-    data = os.read(descriptor, 1 << 16)
-    renamed = []
-    while data:
-        _, mask, _, length = struct.unpack_from("iIII", data)
-        renamed.append(data[16 : 16 + length].rstrip(b"\0").decode())
-        assert mask == IN_MOVED_TO
-        data = data[16 + length :]
-    return renamed
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux")
-def test_first_sub_batch_is_published_last(folders: Folders) -> None:
-    write_batch(folders.source / "a.pkl.gz", list(range(5)))
-    folders.output.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.inotify_init1(os.O_NONBLOCK)
-    assert descriptor >= 0
-    try:
-        watch = libc.inotify_add_watch(descriptor, os.fsencode(folders.output), IN_MOVED_TO)
-        assert watch >= 0
-        assert split(*folders.args("-n", 2)).returncode == 0
-        renamed = renamed_in_order(descriptor)
-    finally:
-        os.close(descriptor)
-    assert sorted(renamed) == sub_names("a", 3)
-    assert renamed[-1] == "a_sub0000.pkl.gz"
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -17,14 +17,15 @@ from typing import NamedTuple, Optional
 
 import pytest
 from faults import (
-    ALL_FAULTS,
     Box,
     assert_honest_end,
     assert_nothing_lost,
     finish_after_kill,
+    print_past_capture,
     under_strace,
 )
 from helpers import (
+    ALL_FAULTS,
     LIMIT_SECONDS,
     Mode,
     Script,
@@ -291,7 +292,7 @@ def test_signal_after_the_last_byte_was_validated_cancels(tmp_path: Path) -> Non
 
 
 @modes
-def test_signal_during_the_last_fsync_cancels(tmp_path: Path, mode: tuple[str, ...]) -> None:
+def test_signal_during_the_last_fsync_cancels(tmp_path: Path, mode: Mode) -> None:
     source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
     prefix = under_strace("fsync:signal=SIGINT", output / "a_sub0001.pkl.gz.part")
     done = split("-i", source, "-o", output, "-n", 2, "--no-validate", *mode, prefix=prefix)
@@ -340,10 +341,8 @@ MOMENTS: Counter[str] = Counter()
 def tell_counts(request: pytest.FixtureRequest) -> Iterator[None]:
     """Print at the end how the runs that were hit by a signal ended."""
     yield
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        ends = ", ".join(f"{end} {count}" for end, count in sorted(MOMENTS.items()))
-        print(f"\nruns hit by a signal at a random moment: {ends or 'none'}")
+    ends = ", ".join(f"{end} {count}" for end, count in sorted(MOMENTS.items()))
+    print_past_capture(request, f"runs hit by a signal at a random moment: {ends or 'none'}")
 
 
 class Hit(NamedTuple):
