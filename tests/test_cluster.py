@@ -105,7 +105,8 @@ def test_dask_maps_split_file(project: Path) -> None:
     pytest.importorskip("distributed")
     script = block_with("LocalCluster", "python")
     (project / "dask_example.py").write_text(script, encoding="utf-8")
-    env = environment(PYTHONPATH=str(project), PYTHONUTF8="1")
+    silent = {"PYTHONDEVMODE": "", "PYTHONWARNDEFAULTENCODING": ""}  # of Dask there are warnings
+    env = environment(PYTHONPATH=str(project), PYTHONUTF8="1", **silent)
     for word in ("dividido", "omitido"):
         done = run_block(".venv/bin/python dask_example.py", project, env)
         assert done.returncode == 0, done.stderr
