@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import gzip
+import io
 import os
 import pickle
 import re
@@ -60,34 +61,31 @@ def zipped_pickle() -> bytes:
     return gzip.compress(pickle.dumps([os.urandom(4000), 2]), mtime=0)
 
 
-def damaged_crc() -> bytes:
+def damaged(place: int, change: Callable[[int], int]) -> Make:
+    """Make a gzip file in which one byte was changed."""
     data = bytearray(zipped_pickle())
-    data[-8] ^= 1  # RFC 1952, 2.3.1: CRC32 is the first of the last two words
-    return bytes(data)
+    data[place] = change(data[place])
+    return content(bytes(data))
 
 
-def damaged_length() -> bytes:
-    data = bytearray(zipped_pickle())
-    data[-1] ^= 1
-    return bytes(data)
-
-
-def damaged_deflate() -> bytes:
-    data = bytearray(zipped_pickle())
-    data[10] |= 0b110  # RFC 1951, 3.2.3: a block of the reserved type
-    return bytes(data)
-
-
-def make_torch_zip(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps([1, 2]))
-        archive.writestr("archive/version", "3\n")
+def calling(module: str, function: str, *args: object) -> Make:
+    """Make a list whose only trace is what this call returns."""
+    return content(pickled_list(pickled_call(module, function, *args)))
 
 
 def nested_too_deep() -> bytes:
     return b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
 
 
+def zipped(*entries: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for entry in entries:
+            archive.writestr(entry, pickle.dumps([1]))
+    return buffer.getvalue()
+
+
+TORCH_ZIP = zipped("archive/data.pkl", "archive/version")
 EMPTY = "está vacío"
 TRUNCATED = "está truncado"
 NO_PICKLE = "no es un pickle o está dañado"
@@ -99,9 +97,10 @@ BAD_FILES = [
     pytest.param("gz", content(zipped_pickle()[:-2000]), TRUNCATED, id="truncated-gzip"),
     pytest.param("gz", content(zipped_pickle()[:-4]), TRUNCATED, id="truncated-gzip-trailer"),
     pytest.param("gz", content(zipped_pickle()[:5]), TRUNCATED, id="truncated-gzip-header"),
-    pytest.param("gz", content(damaged_crc()), BAD_GZIP, id="wrong-gzip-crc"),
-    pytest.param("gz", content(damaged_length()), BAD_GZIP, id="wrong-gzip-length"),
-    pytest.param("gz", content(damaged_deflate()), BAD_GZIP, id="damaged-deflate"),
+    # RFC 1952, 2.3.1: a CRC-32 and the length are the end; RFC 1951, 3.2.3: a reserved block type.
+    pytest.param("gz", damaged(-8, lambda byte: byte ^ 1), BAD_GZIP, id="wrong-gzip-crc"),
+    pytest.param("gz", damaged(-1, lambda byte: byte ^ 1), BAD_GZIP, id="wrong-gzip-length"),
+    pytest.param("gz", damaged(10, lambda byte: byte | 0b110), BAD_GZIP, id="damaged-deflate"),
     pytest.param("gz", content(zipped_pickle() + b"junk"), BAD_GZIP, id="junk-after-gzip"),
     pytest.param("plain", content(pickle.dumps([1], 2)[:-1]), TRUNCATED, id="pickle-without-stop"),
     pytest.param("plain", content(pickle.dumps(["x" * 99])[:50]), TRUNCATED, id="truncated-pickle"),
@@ -140,29 +139,29 @@ BAD_FILES = [
     pytest.param("gz", pickled(([1, 2], [0, 1])), "un objeto tuple de longitud 2", id="tuple"),
     pytest.param(
         "plain",
-        content(pickled_list(pickled_call("no_such_module", "Trace"))),
+        calling("no_such_module", "Trace"),
         f"{NO_CODE} (ModuleNotFoundError: No module named 'no_such_module')",
         id="missing-module",
     ),
     pytest.param(
         "plain",
-        content(pickled_list(pickled_call("collections", "NoSuchTrace"))),
+        calling("collections", "NoSuchTrace"),
         f"{NO_CODE} (AttributeError",
         id="missing-class",
     ),
     pytest.param(
         "plain",
-        content(pickled_list(pickled_call("__main__", "Trace"))),
+        calling("__main__", "Trace"),
         "necesita «Trace», definido en el script que creó el archivo",
         id="class-of-main",
     ),
     pytest.param(
         "plain",
-        content(pickled_list(pickled_call("__main__", "_Reason", (), "", ""))),
+        calling("__main__", "_Reason", (), "", ""),
         "necesita «_Reason»",
         id="class-of-main-that-the-script-has-too",
     ),
-    pytest.param("plain", make_torch_zip, "es un zip de torch.save", id="torch-zip"),
+    pytest.param("plain", content(TORCH_ZIP), "es un zip de torch.save", id="torch-zip"),
     pytest.param(
         "plain",
         content(nested_too_deep()),
@@ -171,30 +170,25 @@ BAD_FILES = [
     ),
     pytest.param(
         "plain",
-        content(pickled_list(pickled_call("bad_traces", "raise_odd"))),
+        calling("bad_traces", "raise_odd"),
         f"{CODE_FAILS} (OddError: from inside a trace)",
         id="trace-that-raises-on-load",
     ),
     pytest.param(
         "plain",
-        content(pickled_list(pickled_call("bad_traces", "load_and_refuse_to_save"))),
+        calling("bad_traces", "load_and_refuse_to_save"),
         "sus traces no se pueden volver a guardar con pickle (OddError: not to be saved)",
         id="trace-that-raises-on-save",
     ),
     pytest.param(
         "plain",
-        content(pickled_list(pickled_call("bad_traces", "raise_cuda"))),
+        calling("bad_traces", "raise_cuda"),
         "contiene tensores de una GPU que aquí no se puede usar",
         id="cuda-tensor",
     ),
     pytest.param("plain", lambda path: path.symlink_to("nowhere"), "no existe", id="dangling-link"),
     pytest.param("plain", os.mkfifo, "no es un archivo normal", id="fifo"),
-    pytest.param(
-        "plain",
-        content(pickled_list(pickled_call("sys", "exit", 0))),
-        CODE_FAILS,
-        id="trace-that-exits",
-    ),
+    pytest.param("plain", calling("sys", "exit", 0), CODE_FAILS, id="trace-that-exits"),
 ]
 
 

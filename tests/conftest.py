@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers import OUTPUTS, Folders
+from helpers import ALL_FAULTS, OUTPUTS, Folders
 from readme import contradictions
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the module, also where it is not installed
@@ -40,7 +40,6 @@ def unprivileged() -> tuple[str, ...]:
     return ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 
 
-ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"
 SAMPLED_CASES = 2  # of each test that is marked as sampled, where the mark tells no other number
 
 

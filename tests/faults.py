@@ -28,8 +28,6 @@ from typing import Any, NamedTuple, Optional, Union
 import pytest
 from helpers import LIMIT_SECONDS, Script, load, names, split, start, write_batch
 
-ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"
-
 STEM = "batch"
 N_TRACES = 6
 TRACES_PER_BATCH = 2
@@ -415,6 +413,13 @@ def finish_after_kill(box: Box) -> None:
     assert box.rest() == []
 
 
+def print_past_capture(request: pytest.FixtureRequest, text: str) -> None:
+    """Print a line that pytest shows of tests that pass, too."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{text}")
+
+
 # What changes a file under a stopped run
 
 
@@ -447,6 +452,15 @@ def append_gzip_member(path: Path) -> None:
 
 def empty_file(path: Path) -> None:
     os.truncate(path, 0)
+
+
+def exchange_with_next(path: Path) -> None:
+    """Exchange a sub-batch with the next one of its set."""
+    number = int(path.name[-11:-7])
+    other = path.with_name(f"{path.name[:-11]}{number + 1:04d}.pkl.gz")
+    data = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(data)
 
 
 def rewrite_in_place(path: Path) -> None:

@@ -23,12 +23,14 @@ import pytest
 if sys.platform != "win32":  # there, only tests without terminals and signals can run
     import fcntl
     import pty
+    import resource
     import termios
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "divide_conquer.py"
 
 LIMIT_SECONDS = 60  # no test may hang the suite
+ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"
 
 Mode = tuple[str, ...]
 MODES = [pytest.param((), id="default"), pytest.param(("--low-memory",), id="low_memory")]
@@ -44,8 +46,15 @@ OUTPUTS = "DIVIDE_CONQUER_TESTS_OUTPUTS"
 """Variable that names the folder where all runs' output is kept until the session ends."""
 
 
+PYTHON_WARNING = re.compile(r"^.*:\d+: \w*Warning: .*", re.MULTILINE)
+
+
 def note_output(*texts: str) -> None:
-    """Keep what a run printed: conftest.py compares it all with README.md's table of messages."""
+    """Keep what a run printed: conftest.py compares it all with README.md's table of messages.
+
+    Fails where Python itself warned of the run: environment() makes it tell all that it knows.
+    """
+    assert not (told := PYTHON_WARNING.findall("\n".join(texts))), told
     if folder := os.environ.get(OUTPUTS):
         with open(Path(folder, str(os.getpid())), "a", encoding="utf-8") as file:
             file.write("\n".join((*texts, "")))
@@ -105,6 +114,11 @@ def split(
 def start(*args: object, prefix: tuple[str, ...] = (), **options: Any) -> Script:
     """Start the script as split does, and do not wait for it."""
     return Script([*prefix, *command(*args)], **options)
+
+
+def limit(what: int, amount: int) -> Callable[[], None]:
+    """Return a preexec_fn that limits a resource of the run, such as resource.RLIMIT_AS."""
+    return lambda: resource.setrlimit(what, (amount, amount))
 
 
 def wait_until(happened: Callable[[], bool], process: Script) -> None:
@@ -204,9 +218,21 @@ def peak_mib(report: str) -> float:
     return float(found[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[found[2]] / 2**20
 
 
+# Every warning is shown, those of files left open and of encodings left out included.  The debug
+# allocator stays off: it finds errors of C alone, and many tests measure or limit the memory.
+DEV_MODE = {"PYTHONDEVMODE": "1", "PYTHONWARNDEFAULTENCODING": "1", "PYTHONMALLOC": "default"}
+
+
 def environment(**changes: str) -> dict[str, str]:
-    """Return this environment with changes."""
-    return {**os.environ, **changes}
+    """Return this environment in Python's development mode, with changes."""
+    return {**os.environ, **DEV_MODE, **changes}
+
+
+def assert_fails(done: subprocess.CompletedProcess[str], *told: str, code: int = 1) -> None:
+    """Check the exit code of a run, what it tells on stderr, and that no traceback is shown."""
+    assert done.returncode == code, done
+    assert [words for words in told if words not in done.stderr] == [], done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
 
 
 # Writing batches

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from helpers import ROOT, SCRIPT, environment, run
+from helpers import ROOT, SCRIPT, environment, run, write_batch
 
 README = ROOT / "README.md"
 BLOCK_SECONDS = 60
@@ -31,13 +31,25 @@ def blocks(language: str) -> list[Block]:
     return [Block(name, text, marker or None) for marker, name, text in found if name == language]
 
 
-def project_copy(folder: Path) -> Path:
-    """Make a folder where README.md's commands can be run: the script, and python as in .venv."""
+def block_with(words: str, language: str) -> str:
+    """Return the text of the one block of a language that has these words."""
+    (block,) = [block for block in blocks(language) if words in block.text]
+    return block.text
+
+
+def project_copy(folder: Path, n_batches: int, n_traces: int) -> Path:
+    """Make a folder where README.md's commands can be run: the script, and python as in .venv.
+
+    In traces_data/ there are batches of traces whose question_id is "{batch}:{trace}".
+    """
     (folder / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(SCRIPT, folder)
     python = folder / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
+    for number in range(n_batches):
+        traces = [{"question_id": f"{number}:{i}"} for i in range(n_traces)]
+        write_batch(folder / "traces_data" / f"batch_{number:04d}.pkl.gz", traces)
     return folder
 
 

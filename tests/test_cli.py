@@ -115,16 +115,8 @@ def test_jobs_are_the_usable_processors_by_default() -> None:
             "--delete-original no se puede usar con --no-validate",
             id="delete-without-validation-and-yes",
         ),
-        pytest.param(
-            f"-i {'x' * 300}.pkl -o out",
-            "la entrada",
-            id="input-name-too-long",
-        ),
-        pytest.param(
-            f"-i in -o {'x' * 300}",
-            "la salida",
-            id="output-name-too-long",
-        ),
+        pytest.param(f"-i {'x' * 300}.pkl -o out", "la entrada", id="input-name-too-long"),
+        pytest.param(f"-i in -o {'x' * 300}", "la salida", id="output-name-too-long"),
     ],
 )
 def test_wrong_usage_is_exit_2_and_touches_nothing(
@@ -313,9 +305,7 @@ def test_folder_with_the_name_of_a_batch_is_no_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",), ("--quiet",)], ids=["run", "dry", "quiet"])
-def test_the_folder_of_the_original_as_output_is_warned_of(
-    tmp_path: Path, more: tuple[str, ...]
-) -> None:
+def test_the_folder_of_the_original_as_output_is_warned_of(tmp_path: Path, more: Mode) -> None:
     source = write_batch(tmp_path / "in" / "a.pkl.gz", [1])
     (tmp_path / "link").symlink_to("in")
     done = split("-i", source, "-o", tmp_path / "link", *more)

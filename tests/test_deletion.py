@@ -77,7 +77,7 @@ def test_only_what_was_to_be_deleted_from_the_start_is_deleted(folders: Folders)
 
 @pytest.mark.parametrize("more", [(), ("--quiet",)], ids=["plain", "quiet"])
 def test_delete_without_a_terminal_and_without_yes_does_nothing(
-    folders: Folders, more: tuple[str, ...]
+    folders: Folders, more: Mode
 ) -> None:
     write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
     before = snapshot(folders.source.parent)
@@ -123,10 +123,7 @@ def test_yes_to_the_question_deletes(folders: Folders, answer: bytes) -> None:
         pytest.param(b"n\n", id="n"),
         pytest.param(b"yep\n", id="no-yes"),
         pytest.param(b"\x04", id="end-of-input"),
-        pytest.param(
-            b"s\xed\n",
-            id="latin-1",
-        ),
+        pytest.param(b"s\xed\n", id="latin-1"),
     ],
 )
 def test_anything_else_to_the_question_does_nothing(folders: Folders, answer: bytes) -> None:
@@ -168,7 +165,7 @@ def test_yes_needs_no_question_on_a_terminal(folders: Folders) -> None:
 @pytest.mark.parametrize(
     "more", [(), ("--quiet",), ("--low-memory",)], ids=["default", "quiet", "low_memory"]
 )
-def test_symlinked_original_is_kept(folders: Folders, more: tuple[str, ...]) -> None:
+def test_symlinked_original_is_kept(folders: Folders, more: Mode) -> None:
     target = write_batch(folders.source.parent / "elsewhere" / "real.pkl", [1, 2])
     (folders.source / "a.pkl").symlink_to(target)
     done = split(*folders.args("--delete-original", "--yes", *more))
@@ -200,7 +197,7 @@ def test_a_hard_link_is_split_and_its_other_name_stays(tmp_path: Path, mode: Mod
     [
         pytest.param("os.chmod(path, 0o600)", id="status-changed"),
         pytest.param(
-            "open(path + '.new', 'wb').write(b'newer'); os.replace(path + '.new', path)",
+            "pathlib.Path(path + '.new').write_bytes(b'newer'); os.replace(path + '.new', path)",
             id="replaced",
         ),
     ],
@@ -210,7 +207,7 @@ def test_original_that_changed_meanwhile_is_kept(folders: Folders, action: str) 
     env = write_module(
         folders.source.parent / "modules",
         "meddling",
-        f"import os\ndef act(path):\n    {action}\n    return 'trace'\n",
+        f"import os, pathlib\ndef act(path):\n    {action}\n    return 'trace'\n",
     )
     source.write_bytes(pickled_list(pickled_call("meddling", "act", str(source))))
     done = split(*folders.args("--delete-original", "--yes"), env=env)

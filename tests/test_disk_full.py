@@ -14,13 +14,13 @@ from typing import NamedTuple
 import pytest
 from bad_files import GOOD_TRACES, errors_of
 from faults import Box
-from helpers import Mode, load_set, modes, names, small_disk, snapshot, split, write_batch
+from helpers import Mode, limit, load_set, modes, names, small_disk, snapshot, split, write_batch
 
 # Said before the run
 
 
 @pytest.mark.parametrize("more", [(), ("--quiet",), ("--dry-run", "--quiet")], ids=" ".join)
-def test_a_disk_too_small_for_the_run_is_said_first(tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_a_disk_too_small_for_the_run_is_said_first(tmp_path: Path, more: Mode) -> None:
     for name in ("a", "b"):
         write_batch(tmp_path / "in" / f"{name}.pkl", [os.urandom(700_000)])
     with small_disk(tmp_path / "out", "1m"):
@@ -62,9 +62,7 @@ def test_originals_that_go_make_room_for_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("--no-compress",)], ids=["gzip", "plain"])
-def test_full_disk_keeps_original_and_counts_residual_parts(
-    tmp_path: Path, more: tuple[str, ...]
-) -> None:
+def test_full_disk_keeps_original_and_counts_residual_parts(tmp_path: Path, more: Mode) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     write_batch(source / "bad.pkl", [os.urandom(300_000) for _ in range(6)])
     write_batch(source / "good.pkl.gz", GOOD_TRACES)
@@ -162,14 +160,14 @@ def test_a_disk_with_just_enough_room_is_enough(tmp_path: Path, disk: Path, mode
 
 
 @pytest.mark.parametrize("more", [(), ("--no-compress",)], ids=["gzip", "plain"])
-def test_limit_of_file_size_keeps_original(tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_limit_of_file_size_keeps_original(tmp_path: Path, more: Mode) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     write_batch(source / "bad.pkl", [1, 2, os.urandom(300_000)])
     write_batch(source / "good.pkl.gz", GOOD_TRACES)
     before = snapshot(source)["bad.pkl"]
     done = split(
         *("-i", source, "-o", output, "-n", 2, "--delete-original", "--yes", *more),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        preexec_fn=limit(resource.RLIMIT_FSIZE, 100_000),
     )
     assert done.returncode == 1
     (error,) = errors_of(done.stderr)
@@ -188,11 +186,7 @@ def test_file_size_limit_keeps_the_original_and_leaves_nothing(
     tmp_path: Path, limit_bytes: int, mode: Mode
 ) -> None:
     box = Box(tmp_path / "box", mode, True, PART_TRACE_BYTES).make()
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-
-    done = split(*box.arguments(), preexec_fn=limit)
+    done = split(*box.arguments(), preexec_fn=limit(resource.RLIMIT_FSIZE, limit_bytes))
     assert done.returncode == 1
     assert done.stderr.count("No se pudo guardar") == 1
     assert "Traceback" not in done.stderr

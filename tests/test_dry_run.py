@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import Folders, small_disk, snapshot, split, split_without, write_batch
+from helpers import Folders, Mode, small_disk, snapshot, split, split_without, write_batch
 
 
 def test_dry_run_touches_nothing(folders: Folders) -> None:
@@ -63,13 +63,14 @@ def test_dry_run_foresees_what_cannot_be_opened(folders: Folders) -> None:
     assert "b.pkl: fallaría: es un enlace simbólico roto" in done.stdout
 
 
-def test_dry_run_foresees_too_little_memory_and_disk(folders: Folders) -> None:
+@pytest.mark.parametrize("more", [("--dry-run",), ()], ids=["dry-run", "run"])
+def test_too_little_memory_and_disk_are_said_first(folders: Folders, more: Mode) -> None:
     with (folders.source / "a.pkl").open("wb") as file:
         file.write(pickle.dumps([1]))
         file.truncate(1 << 42)  # sparse
-    done = split(*folders.args("--dry-run"))
-    assert done.returncode == 0
-    assert re.search(r"harán falta unos 4\.4 TB", done.stdout)
+    done = split(*folders.args(*more))
+    assert done.returncode == (0 if more else 1)
+    assert re.search(r"harán falta unos 4\.4 TB", done.stdout + done.stderr)
     assert re.search(
         r"^AVISO a\.pkl: cargado ocupará al menos 4\.84 TB .*--low-memory", done.stderr, re.M
     )
@@ -124,7 +125,7 @@ def test_a_quiet_dry_run_tells_failures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("made", [True, False], ids=["there", "to-be-made"])
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)], ids=["loud", "quiet"])
 def test_a_dry_run_tries_the_output_folder(
-    tmp_path: Path, unprivileged: tuple[str, ...], quiet: tuple[str, ...], made: bool
+    tmp_path: Path, unprivileged: tuple[str, ...], quiet: Mode, made: bool
 ) -> None:
     source = write_batch(tmp_path / "a.pkl", [1])
     locked = tmp_path / "locked"

@@ -19,7 +19,6 @@ from typing import Callable, NamedTuple, Optional
 
 import pytest
 from faults import (
-    ALL_FAULTS,
     RENAMES,
     SYNCS,
     UNLINKS,
@@ -34,10 +33,11 @@ from faults import (
     finish_after_kill,
     needs_strace,
     nth_in_thread,
+    print_past_capture,
     shows_injection,
     traced,
 )
-from helpers import modes, names, split
+from helpers import ALL_FAULTS, Mode, modes, names, split
 
 pytestmark = [needs_strace, pytest.mark.sampled]
 
@@ -51,7 +51,7 @@ INJECTED: Counter[str] = Counter()
 LOSSES: Counter[str] = Counter()
 
 
-def mode_name(mode: tuple[str, ...]) -> str:
+def mode_name(mode: Mode) -> str:
     return " ".join(mode).lstrip("-") or "default"
 
 
@@ -59,21 +59,19 @@ def mode_name(mode: tuple[str, ...]) -> str:
 def tell_counts(request: pytest.FixtureRequest) -> Iterator[None]:
     """Print at the end how many faults were injected in each mode, and how many lost a trace."""
     yield
-    capture = request.config.pluginmanager.getplugin("capturemanager")
     counts = [f"{name} {count}, losses {LOSSES[name]}" for name, count in sorted(INJECTED.items())]
-    with capture.global_and_fixture_disabled():
-        print(f"\nfaults injected: {'; '.join(counts) or 'none'}")
+    print_past_capture(request, f"faults injected: {'; '.join(counts) or 'none'}")
 
 
 # ---------------------------------------------------------------------------------------------
 # Starts: what lies in the output folder when the run begins
 
 
-def start_fresh(root: Path, mode: tuple[str, ...], compress: bool) -> Box:
+def start_fresh(root: Path, mode: Mode, compress: bool) -> Box:
     return Box(root, mode, compress, TRACE_BYTES).make()
 
 
-def start_interrupted(root: Path, mode: tuple[str, ...], compress: bool) -> Box:
+def start_interrupted(root: Path, mode: Mode, compress: bool) -> Box:
     """Kill a run between two renames: one final file, and the parts of the others."""
     box = start_fresh(root, mode, compress)
     part = os.path.relpath(box.parts[-1], root)
@@ -84,7 +82,7 @@ def start_interrupted(root: Path, mode: tuple[str, ...], compress: bool) -> Box:
     return box
 
 
-def start_verify(root: Path, mode: tuple[str, ...], compress: bool) -> Box:
+def start_verify(root: Path, mode: Mode, compress: bool) -> Box:
     """The set is there: it is compared with its original, which goes."""
     box = start_fresh(root, mode, compress)
     assert split(*box.arguments(delete=False)).returncode == 0
@@ -103,7 +101,7 @@ STARTS = [
     pytest.param(start_interrupted, id="interrupted_publish"),
     pytest.param(start_verify, id="verify"),
 ]
-Start = Callable[[Path, "tuple[str, ...]", bool], Box]
+Start = Callable[[Path, Mode, bool], Box]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -208,7 +206,7 @@ def sweep(template: Box, folder: Path, trials: Sequence[Trial]) -> None:
 @pytest.mark.parametrize("compress", FORMATS)
 @pytest.mark.parametrize("start", STARTS)
 def test_no_single_fault_loses_a_trace(
-    tmp_path: Path, start: Start, compress: bool, mode: tuple[str, ...]
+    tmp_path: Path, start: Start, compress: bool, mode: Mode
 ) -> None:
     template = start(tmp_path / "template", mode, compress)
     clean = template.copy_to(tmp_path / "clean")
@@ -256,7 +254,7 @@ FIRST_FAULTS = [
 @modes
 @pytest.mark.parametrize("which", FIRST_FAULTS)
 def test_no_fault_during_the_roll_back_loses_a_trace(
-    tmp_path: Path, which: int, mode: tuple[str, ...]
+    tmp_path: Path, which: int, mode: Mode
 ) -> None:
     template = start_fresh(tmp_path / "template", mode, False)
     clean = template.copy_to(tmp_path / "clean")
@@ -300,7 +298,7 @@ def test_no_fault_during_the_roll_back_loses_a_trace(
     ],
 )
 def test_whatever_the_roll_back_leaves_is_named(
-    tmp_path: Path, stuck: str, left: list[str], mode: tuple[str, ...]
+    tmp_path: Path, stuck: str, left: list[str], mode: Mode
 ) -> None:
     box = start_fresh(tmp_path / "box", mode, True)
     failing = Fault("fsync", "out/split", 2, "error=EIO")
@@ -314,7 +312,7 @@ def test_whatever_the_roll_back_leaves_is_named(
 # The order on disk, from a recorded run
 
 
-def recorded(folder: Path, mode: tuple[str, ...], compress: bool) -> tuple[Box, Run]:
+def recorded(folder: Path, mode: Mode, compress: bool) -> tuple[Box, Run]:
     box = start_fresh(folder / "box", mode, compress)
     run = traced(box)
     assert (run.code, run.err) == (0, "")
@@ -336,7 +334,7 @@ def the_call_on(run: Run, box: Box, path: Path, calls: Collection[str]) -> Call:
 @pytest.mark.parametrize("compress", FORMATS)
 class TestOrderOnDisk:
     def test_each_part_is_synced_after_its_last_write_and_before_any_rename(
-        self, tmp_path: Path, compress: bool, mode: tuple[str, ...]
+        self, tmp_path: Path, compress: bool, mode: Mode
     ) -> None:
         box, run = recorded(tmp_path, mode, compress)
         first_rename = min(c.began for p in box.parts for c in calls_on(run, box, p, RENAMES))
@@ -347,7 +345,7 @@ class TestOrderOnDisk:
             assert synced.ended < first_rename
 
     def test_each_part_gets_its_time_between_its_last_write_and_its_fsync(
-        self, tmp_path: Path, compress: bool, mode: tuple[str, ...]
+        self, tmp_path: Path, compress: bool, mode: Mode
     ) -> None:
         if compress:
             pytest.skip("a .pkl.gz has a stamp, and the time of its last write")
@@ -359,7 +357,7 @@ class TestOrderOnDisk:
             assert dated.ended < the_call_on(run, box, part, SYNCS).began
 
     def test_the_first_part_is_renamed_last_between_two_folder_fsyncs(
-        self, tmp_path: Path, compress: bool, mode: tuple[str, ...]
+        self, tmp_path: Path, compress: bool, mode: Mode
     ) -> None:
         box, run = recorded(tmp_path, mode, compress)
         first, *others = (the_call_on(run, box, part, RENAMES) for part in box.parts)
@@ -370,7 +368,7 @@ class TestOrderOnDisk:
         assert [s for s in syncs if first.ended < s.began and s.ended < deleted.began]
 
     def test_every_part_is_read_back_between_its_fsync_and_the_first_rename(
-        self, tmp_path: Path, compress: bool, mode: tuple[str, ...]
+        self, tmp_path: Path, compress: bool, mode: Mode
     ) -> None:
         box, run = recorded(tmp_path, mode, compress)
         first_rename = min(c.began for p in box.parts for c in calls_on(run, box, p, RENAMES))
@@ -381,7 +379,7 @@ class TestOrderOnDisk:
             assert all(synced < read.began and read.ended < first_rename for read in reads)
 
     def test_the_lock_is_taken_first_and_removed_last(
-        self, tmp_path: Path, compress: bool, mode: tuple[str, ...]
+        self, tmp_path: Path, compress: bool, mode: Mode
     ) -> None:
         box, run = recorded(tmp_path, mode, compress)
         locked = the_call_on(run, box, box.lock, ["flock"]).ended
@@ -393,7 +391,7 @@ class TestOrderOnDisk:
         assert the_call_on(run, box, box.source, UNLINKS).ended < unlocked
 
     def test_new_folders_are_synced_into_their_parents_before_the_first_rename(
-        self, tmp_path: Path, compress: bool, mode: tuple[str, ...]
+        self, tmp_path: Path, compress: bool, mode: Mode
     ) -> None:
         box, run = recorded(tmp_path, mode, compress)
         first_rename = min(c.began for p in box.parts for c in calls_on(run, box, p, RENAMES))
@@ -409,9 +407,7 @@ class TestOrderOnDisk:
 
 @modes
 @pytest.mark.parametrize("index", range(3))
-def test_a_failed_fsync_of_a_part_is_never_retried(
-    tmp_path: Path, index: int, mode: tuple[str, ...]
-) -> None:
+def test_a_failed_fsync_of_a_part_is_never_retried(tmp_path: Path, index: int, mode: Mode) -> None:
     box = start_fresh(tmp_path / "box", mode, True)
     part = os.path.relpath(box.parts[index], box.root)
     run = traced(box, Fault("fsync", part, 1, "error=EIO"))
@@ -427,7 +423,7 @@ def test_a_failed_fsync_of_a_part_is_never_retried(
 @pytest.mark.parametrize("when", [1, 2])
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EROFS"])
 def test_a_failed_folder_fsync_keeps_the_original_and_takes_the_names_back(
-    tmp_path: Path, error: str, when: int, mode: tuple[str, ...]
+    tmp_path: Path, error: str, when: int, mode: Mode
 ) -> None:
     box = start_fresh(tmp_path / "box", mode, True)
     run = traced(box, Fault("fsync", "out/split", when, f"error={error}"))
@@ -441,7 +437,7 @@ def test_a_failed_folder_fsync_keeps_the_original_and_takes_the_names_back(
 @pytest.mark.parametrize("when", ["2", "1+"])
 @pytest.mark.parametrize("error", ["EINVAL", "EOPNOTSUPP", "EBADF", "EACCES"])
 def test_a_folder_that_cannot_be_synced_publishes_with_a_warning_and_keeps_the_original(
-    tmp_path: Path, error: str, when: str, mode: tuple[str, ...]
+    tmp_path: Path, error: str, when: str, mode: Mode
 ) -> None:
     box = start_fresh(tmp_path / "box", mode, True)
     run = traced(box, Fault("fsync", "out/split", when, f"error={error}"))
@@ -460,7 +456,7 @@ def test_a_folder_that_cannot_be_synced_publishes_with_a_warning_and_keeps_the_o
 )
 @pytest.mark.parametrize("compress", FORMATS)
 def test_a_source_that_cannot_be_read_is_a_clear_error(
-    tmp_path: Path, compress: bool, when: int, mode: tuple[str, ...]
+    tmp_path: Path, compress: bool, when: int, mode: Mode
 ) -> None:
     box = start_fresh(tmp_path / "box", mode, compress)
     source = os.path.relpath(box.source, box.root)
@@ -474,7 +470,7 @@ def test_a_source_that_cannot_be_read_is_a_clear_error(
 @modes
 @pytest.mark.parametrize("folder", [".", "out"])
 def test_a_parent_of_a_new_folder_that_cannot_be_synced_keeps_the_original(
-    tmp_path: Path, folder: str, mode: tuple[str, ...]
+    tmp_path: Path, folder: str, mode: Mode
 ) -> None:
     box = start_fresh(tmp_path / "box", mode, True)
     run = traced(box, Fault("fsync", folder, 1, "error=EINVAL"))
@@ -514,7 +510,7 @@ HARMLESS = [
 @pytest.mark.parametrize("case", HARMLESS)
 @pytest.mark.parametrize("error", ["EIO", "EPERM", "ENOSYS"])
 def test_a_failure_that_costs_no_data_only_warns(
-    tmp_path: Path, error: str, case: Harmless, mode: tuple[str, ...]
+    tmp_path: Path, error: str, case: Harmless, mode: Mode
 ) -> None:
     box = start_fresh(tmp_path / "box", mode, not case.path.endswith(".pkl.part"))
     run = traced(box, Fault(case.call, case.path, 1, f"error={error}"))

@@ -38,22 +38,14 @@ NOISE = random.Random(0).randbytes(3 * BLOCK_BYTES)
 HEADER = Stamp(250, 500, 1000, 15_032_385_536, 1_700_000_000).header()
 
 
-class Sink:
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def write(self, data: Any, /) -> None:
-        self.data += data
-
-
 def deflate(pieces: list[bytes], jobs: int = 2) -> bytes:
-    sink = Sink()
+    sink = io.BytesIO()
     with ThreadPoolExecutor(jobs) as pool:
         writer = GzipWriter(sink, HEADER, pool, 2 * jobs)
         for piece in pieces:
             writer.write(memoryview(piece))
         writer.close()
-    return bytes(sink.data)
+    return sink.getvalue()
 
 
 def read_back(path: Path) -> bytes:
@@ -94,7 +86,7 @@ def test_equal_input_gives_equal_output() -> None:
 
 def test_memory_may_change_after_the_write() -> None:
     buffer = bytearray(b"a" * 100)
-    sink = Sink()
+    sink = io.BytesIO()
     with ThreadPoolExecutor(2) as pool:
         writer = GzipWriter(sink, HEADER, pool, 4)
         for letter in b"abc":
@@ -102,20 +94,20 @@ def test_memory_may_change_after_the_write() -> None:
             writer.write(memoryview(buffer))
         buffer[:] = b"x" * 100
         writer.close()
-    assert gzip.decompress(bytes(sink.data)) == b"a" * 100 + b"b" * 100 + b"c" * 100
+    assert gzip.decompress(sink.getvalue()) == b"a" * 100 + b"b" * 100 + b"c" * 100
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_buffers_of_a_pickler_are_taken_in_any_order(order: Any) -> None:
     array = np.asarray(np.arange(600_000, dtype=np.float32).reshape(600, 1000), order=order)
-    sink = Sink()
+    sink = io.BytesIO()
     meter = Meter(lambda *_: None, Phase.SAVE, 1)
     with ThreadPoolExecutor(2) as pool:
         writer = GzipWriter(sink, HEADER, pool, 4)
         pickled = divide_conquer.PickleSink(writer, meter)
         pickle.Pickler(pickled, 5).dump([array, pickle.PickleBuffer(array.data), b"small"])
         writer.close()
-    data = gzip.decompress(bytes(sink.data))
+    data = gzip.decompress(sink.getvalue())
     assert len(data) == pickled.n_bytes
     np.testing.assert_array_equal(pickle.loads(data)[0], array)
 
@@ -243,18 +235,3 @@ def test_size_on_text_is_near_that_of_level_6(make: Callable[[random.Random], ob
     data = pickle.dumps(make(random.Random(0)))
     with_isal = divide_conquer.deflate_library is not zlib
     assert len(deflate([data])) <= (1.10 if with_isal else 1.05) * deflate_at(data, 6)
-
-
-def test_ctrl_c_while_blocks_are_queued_leaves_nothing(tmp_path: Path) -> None:
-    source = tmp_path / "a.pkl"
-    source.write_bytes(pickle.dumps([NOISE] * 8))
-    before = threading.active_count()
-
-    def progress(phase: Phase, done: int, expected: int) -> None:
-        if phase is Phase.SAVE and done > 2 * BLOCK_BYTES:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        divide_conquer.split_file(source, tmp_path / "out", progress=progress, jobs=3)
-    assert list((tmp_path / "out").iterdir()) == []
-    assert threading.active_count() == before

@@ -19,6 +19,7 @@ from helpers import (
     names,
     pickled_call,
     pickled_list,
+    snapshot,
     split,
     start,
     sub_names,
@@ -82,12 +83,6 @@ def test_lock_that_its_owner_removed_meanwhile_is_no_lock(tmp_path: Path) -> Non
     assert load_set(tmp_path / "out", "a") == [[["a.lock.part"]]]  # it was there while it was used
 
 
-def listing(folder: Path) -> list[tuple[str, int, int, int]]:
-    """Return what tells whether anything in the folder was touched."""
-    found = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    return [(name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in found]
-
-
 @needs_strace
 @pytest.mark.sampled
 @modes
@@ -114,9 +109,9 @@ def test_a_second_run_touches_nothing_of_a_publish_in_progress(
 ) -> None:
     box = Box(tmp_path / "box", mode).make()
     with stopped(box, at) as runs:
-        before = listing(box.output)
+        before = snapshot(box.output)
         second = split(*box.arguments(*more))
-        assert listing(box.output) == before
+        assert snapshot(box.output) == before
         assert box.source_is_whole()
         assert second.returncode == 1
         assert second.stderr.count("ERROR ") == 1

@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -27,7 +26,7 @@ import cloudpickle
 import joblib
 import numpy as np
 import pytest
-from bad_files import BAD_FILES, BAD_MODULE
+from bad_files import BAD_FILES, BAD_MODULE, TORCH_ZIP, zipped
 from helpers import (
     environment,
     load_set,
@@ -159,6 +158,9 @@ def damaged_where_code_fails_first() -> bytes:
     return bytes(data)
 
 
+LOW = "usa --low-memory"
+
+
 class Kind(NamedTuple):
     """One bad file: its bytes, what the default mode says of it, and what --low-memory does.
 
@@ -167,23 +169,22 @@ class Kind(NamedTuple):
 
     data: bytes
     problem: str
-    hint: str
-    low: str
+    hint: str = LOW
+    low: str = ""
 
 
-LOW = "usa --low-memory"
 COPY_AGAIN = "vuelve a copiar"
 CODE = "el código de sus traces falla al cargarlos"
 MEMORY = "no hay memoria suficiente para cargarlo entero"
 NO_GPU = "contiene tensores de una GPU que aquí no se puede usar"
 NOT_AGAIN = "No se pudo guardar: sus traces no se pueden volver a guardar con pickle"
 CAUSES = {
-    "python2_text": Kind(b"\x80\x02](U\x02\xc3\xa9K\x01e.", "textos de Python 2", LOW, ""),
-    "extension_code": Kind(extension_code(), "códigos de copyreg que aquí no están", LOW, ""),
+    "python2_text": Kind(b"\x80\x02](U\x02\xc3\xa9K\x01e.", "textos de Python 2"),
+    "extension_code": Kind(extension_code(), "códigos de copyreg que aquí no están"),
     "lambda_of_main": Kind(
-        pickled_list(b"c__main__\n<lambda>\n"), "necesita «<lambda>», definido en", LOW, ""
+        pickled_list(b"c__main__\n<lambda>\n"), "necesita «<lambda>», definido en"
     ),
-    "dill_main": Kind(pickled_list(b"c__builtin__\n__main__\n"), "guardadas con dill", LOW, ""),
+    "dill_main": Kind(pickled_list(b"c__builtin__\n__main__\n"), "guardadas con dill"),
     "missing_name": Kind(
         pickled_list(b"codd\nOldName\n"),
         "falta código que sus traces necesitan (AttributeError: Can't get attribute 'OldName'",
@@ -191,51 +192,33 @@ CAUSES = {
         "",
     ),
     "broken_module": Kind(
-        pickled_list(b"cbroken\nX\n"),
-        f"{CODE} (RuntimeError: this library needs another one)",
-        LOW.split()[1],
-        "",
+        pickled_list(b"cbroken\nX\n"), f"{CODE} (RuntimeError: this library needs another one)"
     ),
-    "another_version": Kind(call("rebuild", 1, 2), f"{CODE} (TypeError", "o usa --low-memory", ""),
-    "keywords": Kind(exception_with_keywords(), f"{CODE} (TypeError", "o usa --low-memory", ""),
-    "no_text": Kind(call("fail_without_text"), f"{CODE} (NoText)", "--low-memory", ""),
-    "panic": Kind(call("panic"), f"{CODE} (Panic: index out of bounds)", "--low-memory", ""),
-    "cancelled": Kind(call("cancel"), f"{CODE} (CancelledError)", "--low-memory", ""),
+    "another_version": Kind(call("rebuild", 1, 2), f"{CODE} (TypeError"),
+    "keywords": Kind(exception_with_keywords(), f"{CODE} (TypeError"),
+    "no_text": Kind(call("fail_without_text"), f"{CODE} (NoText)"),
+    "panic": Kind(call("panic"), f"{CODE} (Panic: index out of bounds)"),
+    "cancelled": Kind(call("cancel"), f"{CODE} (CancelledError)"),
     "other_file": Kind(
         pickled_list(pickled_call("io", "open", "/no/such/file")),
         f"{CODE} (FileNotFoundError: el archivo no existe, /no/such/file)",
-        "--low-memory",
-        "",
     ),
-    "os_error": Kind(call("fail", "OSError", "x"), f"{CODE} (OSError: x)", "--low-memory", ""),
-    "eof_error": Kind(call("fail", "EOFError", "x"), f"{CODE} (EOFError: x)", "--low-memory", ""),
-    "zlib_error": Kind(
-        pickled_list(pickled_call("zlib", "decompress", "")), f"{CODE} (TypeError", "--low", ""
-    ),
-    "inner_pickle": Kind(
-        call("fail", "UnpicklingError", "weights"), f"{CODE} (UnpicklingError: w", "--low", ""
-    ),
+    "os_error": Kind(call("fail", "OSError", "x"), f"{CODE} (OSError: x)"),
+    "eof_error": Kind(call("fail", "EOFError", "x"), f"{CODE} (EOFError: x)"),
+    "zlib_error": Kind(pickled_list(pickled_call("zlib", "decompress", "")), f"{CODE} (TypeError"),
+    "inner_pickle": Kind(call("fail", "UnpicklingError", "weights"), f"{CODE} (UnpicklingError: w"),
     "long_text": Kind(
-        call("fail", "OSError", "x" * 500 + "\nmore"),
-        f"{CODE} (OSError: {'x' * 160}…)",
-        "--low",
-        "",
+        call("fail", "OSError", "x" * 500 + "\nmore"), f"{CODE} (OSError: {'x' * 160}…)"
     ),
     "torch_memory": Kind(
         call("fail", "RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to"),
         MEMORY,
-        LOW,
-        "",
     ),
-    "memory_in_the_context": Kind(call("fail_for_want_of_memory"), MEMORY, LOW, ""),
-    "no_gpu": Kind(
-        call("fail", "AssertionError", "Torch not compiled with CUDA enabled"), NO_GPU, LOW, ""
-    ),
+    "memory_in_the_context": Kind(call("fail_for_want_of_memory"), MEMORY),
+    "no_gpu": Kind(call("fail", "AssertionError", "Torch not compiled with CUDA enabled"), NO_GPU),
     "full_gpu": Kind(
         call("fail", "RuntimeError", "CUDA out of memory. Tried to allocate 20.00 MiB"),
         "no hay memoria suficiente en la GPU",
-        LOW,
-        "",
     ),
     "persistent_ids": Kind(
         b"\x80\x02](K\x01QK\x02Qe.",
@@ -246,16 +229,14 @@ CAUSES = {
     "out_of_band": Kind(
         out_of_band(), "fuera del archivo (búferes de PEP 574)", "sin buffer_callback", "búferes"
     ),
-    "cloudpickle_function": Kind(cloudpickle_function(), f"{NOT_AGAIN} (", LOW, ""),
+    "cloudpickle_function": Kind(cloudpickle_function(), f"{NOT_AGAIN} ("),
     "loads_once": Kind(
-        call("load_once"), "la validación falló: está bien escrito, pero no se carga", LOW, ""
+        call("load_once"), "la validación falló: está bien escrito, pero no se carga"
     ),
     "fails_to_dump": Kind(
-        call("make_what_fails_to_dump"), f"{NOT_AGAIN} (FileNotFoundError: el archivo", LOW, ""
+        call("make_what_fails_to_dump"), f"{NOT_AGAIN} (FileNotFoundError: el archivo"
     ),
-    "panics_when_saved": Kind(
-        call("PanicsWhenSaved"), f"{NOT_AGAIN} (Panic: index out of bounds)", LOW, ""
-    ),
+    "panics_when_saved": Kind(call("PanicsWhenSaved"), f"{NOT_AGAIN} (Panic: index out of bounds)"),
     "crc_after_code": Kind(
         damaged_where_code_fails_first(), "el gzip está dañado", COPY_AGAIN, "el gzip está dañado"
     ),
@@ -271,14 +252,6 @@ CAUSES = {
 def joblib_bytes(compress: object = 0, protocol: Optional[int] = None) -> bytes:
     buffer = io.BytesIO()
     joblib.dump([{"h": np.arange(500.0)}], buffer, compress=compress, protocol=protocol)
-    return buffer.getvalue()
-
-
-def zipped(*entries: str) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for entry in entries:
-            archive.writestr(entry, pickle.dumps([1]))
     return buffer.getvalue()
 
 
@@ -299,7 +272,7 @@ SOUND = pickle.dumps([1, 2, 3])
 TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # torch.serialization.MAGIC_NUMBER
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 15032385536\n"
 FORMATS = {
-    "torch_zip": (zipped("archive/data.pkl", "archive/version"), "torch.save", "torch.load"),
+    "torch_zip": (TORCH_ZIP, "torch.save", "torch.load"),
     "torch_legacy": (TORCH_MAGIC + SOUND, "torch.save en su formato antiguo", "torch.load"),
     "zip": (zipped("a/traces.pkl"), "es un zip,", "«unzip "),
     "npz": (saved_array("savez"), "un .npz de numpy", "numpy.load"),

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import random
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 
 from divide_conquer import Phase, split_file
 
+NOISE = random.Random(0).randbytes(1_500_000)
 bounded = settings(derandomize=True, deadline=None, max_examples=25, database=None)
 few = settings(bounded, max_examples=10)
 scalars = st.one_of(
@@ -142,7 +146,7 @@ def test_objects_shared_within_a_sub_batch_stay_shared(
     n=st.integers(1, 5),
     compress=st.booleans(),
 )
-def test_progress_never_goes_back_within_a_phase(
+def test_progress_comes_one_at_a_time_and_adds_up(
     tmp_path_factory: pytest.TempPathFactory,
     sizes: list[int],
     n: int,
@@ -150,15 +154,24 @@ def test_progress_never_goes_back_within_a_phase(
     low_memory: bool,
 ) -> None:
     calls: list[tuple[Phase, int, int]] = []
+    busy = threading.Lock()
+
+    def progress(phase: Phase, done: int, expected: int) -> None:
+        assert busy.acquire(blocking=False), "two calls at once"
+        time.sleep(0.0005)  # lets another thread come, if nothing holds it back
+        calls.append((phase, done, expected))
+        busy.release()
+
     folder = tmp_path_factory.mktemp("case")
-    source = write(folder, [bytes(size) for size in sizes])
+    source = write(folder, [NOISE[:size] for size in sizes])
     report = split_file(
         source,
         folder / "out",
         traces_per_batch=n,
         compress=compress,
         low_memory=low_memory,
-        progress=lambda *call: calls.append(call),
+        jobs=4,
+        progress=progress,
     )
     size_bytes = source.stat().st_size
     phases = [phase for phase, _, _ in calls]

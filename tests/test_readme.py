@@ -11,16 +11,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import (
-    ROOT,
-    SCRIPT,
-    environment,
-    load_set,
-    names,
-    snapshot,
-    write_batch,
-)
-from readme import README, blocks, code_spans, project_copy, run_block, table
+from helpers import ROOT, environment, load_set, names, snapshot
+from readme import README, block_with, blocks, code_spans, project_copy, run_block, table
 
 import divide_conquer
 
@@ -31,11 +23,7 @@ CI = ROOT / ".ci" / "run"
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Return a copy of the project with two batches of 300 traces in traces_data/."""
-    folder = project_copy(tmp_path / "project")
-    for number in range(2):
-        traces = [{"question_id": f"{number}:{i}"} for i in range(300)]
-        write_batch(folder / "traces_data" / f"batch_000{number}.pkl.gz", traces)
-    return folder
+    return project_copy(tmp_path / "project", n_batches=2, n_traces=300)
 
 
 # Commands
@@ -87,21 +75,20 @@ def test_every_shell_command_is_run_by_a_test_or_by_ci() -> None:
 def test_the_loader_reads_every_trace_in_order(project: Path) -> None:
     (project / "traces_data_split").mkdir()
     run_block("python divide_conquer.py -i traces_data -o traces_data_split -n 70", project)
-    (loader,) = [b.text for b in blocks("python") if "class Traces" in b.text]
     check = """
 expected = [f"{number}:{i}" for number in range(2) for i in range(300)]
 assert [traces[i]["question_id"] for i in range(len(traces))] == expected
 assert [trace["question_id"] for trace in traces] == expected
 assert cargar.cache_info().currsize == 2
 """
-    (project / "loader.py").write_text(loader + check, encoding="utf-8")
+    (project / "loader.py").write_text(block_with("class Traces", "python") + check, "utf-8")
     done = run_block("python loader.py", project)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "600 0:0\n")
 
 
 def write_loader(project: Path, check: str) -> None:
     """Write README.md's loader as a module, and a script that uses it."""
-    (loader,) = [b.text for b in blocks("python") if "class Traces" in b.text]
+    loader = block_with("class Traces", "python")
     (project / "loader.py").write_text(loader, encoding="utf-8")
     (project / "check.py").write_text(check, encoding="utf-8")
 
@@ -142,7 +129,7 @@ def test_the_formula_of_the_loader_gives_the_figures_of_the_table() -> None:
 
 
 def test_the_python_call_works(project: Path) -> None:
-    (call,) = [b.text for b in blocks("python") if "SplitError" in b.text]
+    call = block_with("SplitError", "python")
     (project / "call.py").write_text(call, encoding="utf-8")
     env = environment(PYTHONUTF8="1")
     done = run_block("python call.py", project, env)
@@ -161,11 +148,6 @@ def test_numbers_have_one_form() -> None:
     assert re.findall(r"\d,\d|[KMG]iB|\d[kMG]B", prose) == []
     shown = "".join(b.text for b in blocks("console"))
     assert re.findall(r"\d[kMG]B|[KMG]iB", shown) == []
-
-
-@pytest.mark.parametrize("words", ["un «s»", "no se dejan", "punto sin pérdida", "en un mal día"])
-def test_words_that_nobody_says_are_gone(words: str) -> None:
-    assert words not in TEXT + SCRIPT.read_text(encoding="utf-8")
 
 
 # Options

@@ -58,6 +58,7 @@ def interrupted_at(line: int) -> Iterator[list[int]]:
         sys.settrace(before)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file")  # made, and interrupted before its with begins
 @low_memory_or_not
 def test_interruption_between_any_two_lines(tmp_path: Path, low_memory: bool) -> None:
     source = write_batch(tmp_path / "a.pkl", list(range(5)))

@@ -1,17 +1,16 @@
-"""Sets: what becomes of sub-batches that are there, in which order are new ones published?"""
+"""Sets: what becomes of sub-batches that are there, or that appear during the run?"""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faults import empty_file, exchange_with_next
 from helpers import (
     Folders,
+    Mode,
     load_set,
     names,
     pickled_call,
@@ -50,7 +49,7 @@ def test_existing_set_is_refused_untouched(folders: Folders, suffix: str) -> Non
     ],
 )
 def test_skip_existing_passes_over_the_same_set(
-    folders: Folders, made_with: tuple[str, ...], again_with: tuple[str, ...]
+    folders: Folders, made_with: Mode, again_with: Mode
 ) -> None:
     write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
     assert split(*folders.args("-n", 2, *made_with)).returncode == 0
@@ -112,9 +111,7 @@ REFUSED_SETS = {
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry-run"])
-def test_other_or_incomplete_sets_are_refused_untouched(
-    folders: Folders, more: tuple[str, ...]
-) -> None:
+def test_other_or_incomplete_sets_are_refused_untouched(folders: Folders, more: Mode) -> None:
     for stem, (existing, age_seconds, _) in REFUSED_SETS.items():
         source = write_batch(folders.source / f"{stem}.pkl.gz", [1, 2, 3])
         mtime = source.stat().st_mtime - age_seconds
@@ -130,36 +127,21 @@ def test_other_or_incomplete_sets_are_refused_untouched(
     assert snapshot(folders.output) == before
 
 
-def damage_last(out: Path) -> None:
-    (out / "a_sub0002.pkl.gz").unlink()
-
-
-def damage_empty(out: Path) -> None:
-    (out / "a_sub0001.pkl.gz").write_bytes(b"")
-
-
-def damage_order(out: Path) -> None:
-    one, other = (out / name for name in ("a_sub0000.pkl.gz", "a_sub0001.pkl.gz"))
-    data = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    other.write_bytes(data)
-
-
 @pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry-run"])
 @pytest.mark.parametrize(
-    ("damage", "problem"),
+    ("index", "damage", "problem"),
     [
-        pytest.param(damage_last, "falta el último sub-batch: hay 4 traces de 5", id="last-gone"),
-        pytest.param(damage_empty, "a_sub0001.pkl.gz está vacío", id="empty"),
-        pytest.param(damage_order, "a_sub0000.pkl.gz no sigue al anterior", id="exchanged"),
+        pytest.param(2, os.unlink, "falta el último sub-batch: hay 4 traces de 5", id="last-gone"),
+        pytest.param(1, empty_file, "a_sub0001.pkl.gz está vacío", id="empty"),
+        pytest.param(0, exchange_with_next, "a_sub0000.pkl.gz no sigue al ant", id="exchanged"),
     ],
 )
 def test_set_that_is_not_whole_is_not_skipped(
-    folders: Folders, damage: Callable[[Path], None], problem: str, more: tuple[str, ...]
+    folders: Folders, index: int, damage: Callable[[Path], None], problem: str, more: Mode
 ) -> None:
     write_batch(folders.source / "a.pkl.gz", [1, 2, 3, 4, 5])
     assert split(*folders.args("-n", 2)).returncode == 0
-    damage(folders.output)
+    damage(folders.output / f"a_sub000{index}.pkl.gz")
     before = snapshot(folders.output)
     done = split(*folders.args("-n", 2, "--skip-existing", *more))
     assert done.returncode == 1
@@ -183,7 +165,7 @@ def test_stale_parts_of_the_stem_are_cleared_and_no_others(folders: Folders) -> 
 
 
 @pytest.mark.parametrize("more", [(), ("--skip-existing",)], ids=["plain", "skip-existing"])
-def test_interrupted_publish_is_cleared_and_redone(folders: Folders, more: tuple[str, ...]) -> None:
+def test_interrupted_publish_is_cleared_and_redone(folders: Folders, more: Mode) -> None:
     mtime_ns = write_batch(folders.source / "a.pkl.gz", [1, 2, 3, 4, 5]).stat().st_mtime_ns
     folders.output.mkdir()
     for name in ("a_sub0000.pkl.gz.part", "a_sub0003.pkl.gz.part", *sub_names("a", 3)[1:]):
@@ -210,42 +192,6 @@ def test_interrupted_publish_of_another_original_is_not_cleared(folders: Folders
     assert done.returncode == 1
     assert "incompleto o mezclado" in done.stderr
     assert snapshot(folders.output) == before
-
-
-# Publishing
-
-
-IN_MOVED_TO = 0x80  # sys/inotify.h
-
-
-def renamed_in_order(descriptor: int) -> list[str]:
-    """Return the names that files were renamed to, from the events of inotify(7)."""
-    data = os.read(descriptor, 1 << 16)
-    renamed = []
-    while data:
-        _, mask, _, length = struct.unpack_from("iIII", data)
-        renamed.append(data[16 : 16 + length].rstrip(b"\0").decode())
-        assert mask == IN_MOVED_TO
-        data = data[16 + length :]
-    return renamed
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux")
-def test_first_sub_batch_is_published_last(folders: Folders) -> None:
-    write_batch(folders.source / "a.pkl.gz", list(range(5)))
-    folders.output.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.inotify_init1(os.O_NONBLOCK)
-    assert descriptor >= 0
-    try:
-        watch = libc.inotify_add_watch(descriptor, os.fsencode(folders.output), IN_MOVED_TO)
-        assert watch >= 0
-        assert split(*folders.args("-n", 2)).returncode == 0
-        renamed = renamed_in_order(descriptor)
-    finally:
-        os.close(descriptor)
-    assert sorted(renamed) == sub_names("a", 3)
-    assert renamed[-1] == "a_sub0000.pkl.gz"
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -17,14 +17,15 @@ from typing import NamedTuple, Optional
 
 import pytest
 from faults import (
-    ALL_FAULTS,
     Box,
     assert_honest_end,
     assert_nothing_lost,
     finish_after_kill,
+    print_past_capture,
     under_strace,
 )
 from helpers import (
+    ALL_FAULTS,
     LIMIT_SECONDS,
     Mode,
     Script,
@@ -39,6 +40,7 @@ from helpers import (
     split,
     split_on_terminal,
     start,
+    sub_names,
     wait_until,
     write_batch,
     write_module,
@@ -78,13 +80,7 @@ class Waiting:
 """
 
 
-ALL_NAMES = [
-    "a_sub0000.pkl.gz",
-    "a_sub0001.pkl.gz",
-    "b_sub0000.pkl.gz",
-    "b_sub0001.pkl.gz",
-    "c_sub0000.pkl.gz",
-]
+ALL_NAMES = [*sub_names("a", 2), *sub_names("b", 2), *sub_names("c", 1)]
 PHASES = ["load", "save", "validate"]
 SIGNALS = [
     pytest.param(signal.SIGINT, 130, id="sigint"),
@@ -152,15 +148,7 @@ def test_signal_undoes_the_batch_and_a_second_run_finishes(
     with started(scene, "--delete-original", "--yes") as process:
         parts = [name for name in names(scene.output) if name.startswith("b_")]
         stdout, stderr = send_and_let_go(process, scene, number)
-    suffix = ".pkl.gz.part"
-    assert (
-        parts
-        == {
-            "load": [],
-            "save": [f"b_sub0000{suffix}", f"b_sub0001{suffix}"],
-            "validate": [f"b_sub0000{suffix}", f"b_sub0001{suffix}"],
-        }[phase]
-    )
+    assert parts == ([] if phase == "load" else sub_names("b", 2, ".pkl.gz.part"))
     assert process.returncode == returncode
     assert "Interrumpido al dividir b.pkl: su original sigue intacto y en la salida no" in stderr
     assert "2 archivos quedan sin dividir. Qué hacer: repite el comando con --skip" in stderr
@@ -304,7 +292,7 @@ def test_signal_after_the_last_byte_was_validated_cancels(tmp_path: Path) -> Non
 
 
 @modes
-def test_signal_during_the_last_fsync_cancels(tmp_path: Path, mode: tuple[str, ...]) -> None:
+def test_signal_during_the_last_fsync_cancels(tmp_path: Path, mode: Mode) -> None:
     source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
     prefix = under_strace("fsync:signal=SIGINT", output / "a_sub0001.pkl.gz.part")
     done = split("-i", source, "-o", output, "-n", 2, "--no-validate", *mode, prefix=prefix)
@@ -353,10 +341,8 @@ MOMENTS: Counter[str] = Counter()
 def tell_counts(request: pytest.FixtureRequest) -> Iterator[None]:
     """Print at the end how the runs that were hit by a signal ended."""
     yield
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        ends = ", ".join(f"{end} {count}" for end, count in sorted(MOMENTS.items()))
-        print(f"\nruns hit by a signal at a random moment: {ends or 'none'}")
+    ends = ", ".join(f"{end} {count}" for end, count in sorted(MOMENTS.items()))
+    print_past_capture(request, f"runs hit by a signal at a random moment: {ends or 'none'}")
 
 
 class Hit(NamedTuple):

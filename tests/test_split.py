@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Folders, load_set, names, snapshot, split, sub_names, write_batch
+from helpers import Folders, Mode, load_set, modes, names, snapshot, split, sub_names, write_batch
 
 
 def test_example_of_the_guide(folders: Folders) -> None:
@@ -38,42 +38,40 @@ def test_single_file_into_nested_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "n", "sizes"),
+    ("args", "sizes"),
     [
-        pytest.param("-n", 3, [3, 3, 1], id="n-that-does-not-divide"),
-        pytest.param("--traces-per-batch", 7, [7], id="n-equal-to-the-traces"),
-        pytest.param("-n", 100, [7], id="n-above-the-traces"),
-        pytest.param("-n", 1, [1] * 7, id="one-trace-each"),
+        pytest.param(["-n", 3], [3, 3, 1], id="n-that-does-not-divide"),
+        pytest.param(["--traces-per-batch", 7], [7], id="n-equal-to-the-traces"),
+        pytest.param(["-n", 100], [7], id="n-above-the-traces"),
+        pytest.param(["-n", 1], [1] * 7, id="one-trace-each"),
+        pytest.param(["--no-compress", "-n", 4], [4, 3], id="no-compress"),
     ],
 )
-def test_traces_per_batch(folders: Folders, flag: str, n: int, sizes: list[int]) -> None:
+def test_traces_per_batch(folders: Folders, args: list[object], sizes: list[int]) -> None:
     write_batch(folders.source / "a.pkl.gz", list(range(7)))
-    assert split(*folders.args(flag, n)).returncode == 0
+    assert split(*folders.args(*args)).returncode == 0
+    suffix = ".pkl" if "--no-compress" in args else ".pkl.gz"
+    assert names(folders.output) == sub_names("a", len(sizes), suffix)
     subs = load_set(folders.output, "a")
     assert [len(sub) for sub in subs] == sizes
     assert [trace for sub in subs for trace in sub] == list(range(7))
 
 
-def test_no_compress_writes_plain_pickles(folders: Folders) -> None:
-    write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
-    assert split(*folders.args("-n", 2, "--no-compress")).returncode == 0
-    assert names(folders.output) == sub_names("a", 2, ".pkl")
-    assert load_set(folders.output, "a") == [[1, 2], [3]]
-
-
-def test_content_decides_what_is_gzip(folders: Folders) -> None:
+@modes
+def test_content_decides_what_is_gzip(folders: Folders, mode: Mode) -> None:
     data = pickle.dumps([1, 2])
     contents = {
         "gzip-named-pkl.pkl": gzip.compress(data),
         "plain-named-gz.pkl.gz": data,
         "two-members.pkl.gz": gzip.compress(data[:9]) + gzip.compress(data[9:]),
+        "zeros-at-the-end.pkl.gz": gzip.compress(data) + bytes(99),
     }
     for name, content in contents.items():
         (folders.source / name).write_bytes(content)
-    done = split(*folders.args())
+    done = split(*folders.args(*mode))
     assert (done.returncode, done.stderr) == (0, "")
-    for stem in ("gzip-named-pkl", "plain-named-gz", "two-members"):
-        assert load_set(folders.output, stem) == [[1, 2]]
+    for name in contents:
+        assert load_set(folders.output, name.split(".")[0]) == [[1, 2]]
 
 
 def test_sub_batches_have_the_highest_protocol(folders: Folders) -> None:

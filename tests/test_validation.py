@@ -27,6 +27,7 @@ from faults import (
 )
 from helpers import (
     Mode,
+    assert_fails,
     load,
     low_memory_or_not,
     modes,
@@ -83,9 +84,7 @@ NUMBERS = [b"K%c" % number for number in range(3)]
 def test_sub_batch_with_another_number_of_traces_is_found(tmp_path: Path) -> None:
     """Its last trace takes the others out of the list once they are written."""
     done = run(tmp_path, [*NUMBERS, trace("drop others when saved")], 4)
-    assert done.returncode == 1
-    assert "a_sub0000.pkl.gz.part" in done.stderr
-    assert "la validación falló: 4 traces en vez de 1" in done.stderr
+    assert_fails(done, "a_sub0000.pkl.gz.part", "la validación falló: 4 traces en vez de 1")
     assert names(tmp_path / "out") == []
     assert (tmp_path / "a.pkl").exists()
 
@@ -93,8 +92,7 @@ def test_sub_batch_with_another_number_of_traces_is_found(tmp_path: Path) -> Non
 def test_trace_that_no_sub_batch_has_is_found(tmp_path: Path) -> None:
     """The second trace takes out the first as it is saved, so that the third is passed over."""
     done = run(tmp_path, [b"K\x07", trace("drop the first when saved"), *NUMBERS], 9)
-    assert done.returncode == 1
-    assert "la validación falló: 4 traces en los sub-batches y 5 en el original" in done.stderr
+    assert_fails(done, "la validación falló: 4 traces en los sub-batches y 5 en el original")
     assert names(tmp_path / "out") == []
     assert (tmp_path / "a.pkl").exists()
 
@@ -165,7 +163,6 @@ def test_part_that_cannot_be_read_back_is_refused(tmp_path: Path) -> None:
     source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
     prefix = under_strace("read:error=EIO", output / "a_sub0000.pkl.gz.part")
     done = split("-i", source, "-o", output, prefix=prefix)
-    assert done.returncode == 1
-    assert "la validación no pudo releerlo" in done.stderr
+    assert_fails(done, "la validación no pudo releerlo")
     assert names(output) == []
     assert load(source) == [1, 2, 3]
