@@ -1841,8 +1841,10 @@ class PickleIndex:
         self._last_tuple: tuple[int, array.array[int]] = (-1, _NO_IDS)
         # The call that was last: its end, function and what it fetched as arguments, if known.
         self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
-        # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.
+        # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.  And
+        # ids of what was made there and can be changed: the tuple that is fetched leads to it.
         self._popped = -1
+        self._popped_ids = _NO_IDS
         self._popped_starts: dict[int, int] = {}  # by event
         self._begin_object(0)
         try:
@@ -2211,6 +2213,10 @@ class PickleIndex:
                 self.refuse(_NOT_COPYABLE)
             self._popped_starts[event] = self._popped
             self._popped = -1
+            if self._popped_ids:
+                self._held_heights.append(len(self._stack))
+                self._held_starts.append(len(self._held_ids))
+                self._held_ids += self._popped_ids
         self.event_positions.append(start)
         self.event_ids.append(memo_id)
         self._push(code, ~(_FETCHED + event), end, b"")
@@ -2235,12 +2241,12 @@ class PickleIndex:
         if self._marks and (code != _POP or self._marks[-1][0] == len(self._stack)):
             height, popped_start = self._marks.pop()
             may_be_effect = min(self._kinds[height:], default=_ATOM) <= _BUILTIN
-            self._drop(height)
+            self._throw_away(height)
         else:
             self._need(1 if code == _POP else sys.maxsize, start)
             entry = self._stack[-1]
             popped_start = self._start_of(entry)
-            self._drop(len(self._stack) - 1)
+            self._throw_away(len(self._stack) - 1)
             is_effect = self._last_call[0] == start and not self._is_made_again(
                 popped_start, next_id
             )
@@ -2260,6 +2266,14 @@ class PickleIndex:
                 self._list_problem = _UNUSUAL_LIST
         else:
             self.refuse(_NOT_COPYABLE)
+
+    def _throw_away(self, height: int) -> None:
+        """Remove all from this height on, but note what can be changed by way of what follows."""
+        if self._popped < 0:
+            self._popped_ids = array.array("q")
+        made, _ = self._find_changeable(height)
+        self._popped_ids += made
+        self._drop(height)
 
     def _is_made_again(self, popped_start: int, next_id: int) -> bool:
         """Return whether the last call has made once more what the next opcode fetches.

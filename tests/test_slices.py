@@ -362,6 +362,21 @@ def test_what_a_tuple_leads_to_is_changed_though_only_the_tuple_is_memoized(prot
         assert_slices(data, n)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("n_kids", [1, 4])  # thrown away by POP, by POP_MARK
+def test_what_a_recursive_tuple_leads_to_is_changed(n_kids: int, protocol: int) -> None:
+    """A pickler throws away what it has made for it, and fetches what it finds made."""
+    kid = Plain()
+    around = Wrapping((kid,) * n_kids)
+    vars(kid).clear()
+    kid.pair = around.pair  # type: ignore[attr-defined]
+    for dump in (pickle.dumps, graphs.dump_python):
+        data = dump([around, kid, [around.pair]], protocol)
+        assert pickle.loads(data)[1].is_wrapped
+        for n in (1, 2):
+            assert_slices(data, n)
+
+
 def test_names_in_the_memo_may_have_gaps_but_not_count_down() -> None:
     data = b"\x80\x02](]q\x05K\x01a]q\x09(h\x05h\x05e}q\x0bK\x02h\x05se."
     for n in (1, 2, 3):
