@@ -1826,6 +1826,7 @@ class PickleIndex:
         self.event_ids = array.array("q")
         # By id, rows: what changes it elsewhere than where it is made, so belongs to it, too.
         self.amendments: dict[int, list[int]] = {}
+        self._amending: set[int] = set()  # of these rows, those that begin with a plain fetch
         # Memo ids that the pickle names itself, unless they count up from the first (Python 2: 1).
         self._first_name = 0
         self._names: Optional[array.array[int]] = None
@@ -2142,6 +2143,8 @@ class PickleIndex:
         if ~entry >= _FETCHED:
             row = self._new_row(self._start_of(entry), end)
             self.amendments.setdefault(memo_id, []).append(row)
+            if ~entry - _FETCHED not in self._popped_starts:
+                self._amending.add(row)
             self._stack[-1] = ~row
         elif memo_id >= 0:
             self.ends[memo_id if self.ends[memo_id] >= 0 else self.unit_of(memo_id)] = end
@@ -2227,7 +2230,8 @@ class PickleIndex:
     def _pop(self, code: int, start: int, end: int, following: bytes) -> None:
         """Understand why an object is thrown away, or refuse.
 
-        A call was there for its effect.  A pickler that comes back to a tuple, a frozenset or a
+        A call was there for its effect, and so was a fetch for what was added to it (dill fills the
+        globals of a function that way).  A pickler that comes back to a tuple, a frozenset or a
         result of __reduce__ that it is making finds it made already: it throws away the parts, and
         fetches it.  And the objects of a prelude are thrown away one by one.
         """
@@ -2237,7 +2241,7 @@ class PickleIndex:
             raise EOFError("the pickle has no end")
         fetches = following[0] in _GETS
         next_id = self._id_named(_read_memo_id(following[0], following[1:])) if fetches else -1
-        is_effect = may_be_effect = False
+        is_effect = may_be_effect = is_beneath = False
         if self._marks and (code != _POP or self._marks[-1][0] == len(self._stack)):
             height, popped_start = self._marks.pop()
             may_be_effect = min(self._kinds[height:], default=_ATOM) <= _BUILTIN
@@ -2247,6 +2251,11 @@ class PickleIndex:
             entry = self._stack[-1]
             popped_start = self._start_of(entry)
             self._throw_away(len(self._stack) - 1)
+            is_beneath = len(self._stack) > (self._marks[-1][0] if self._marks else 0)
+            if ~entry in self._amending and is_beneath and self._popped < 0:
+                self._amending.remove(~entry)
+                self._keep_apart()
+                return
             is_effect = self._last_call[0] == start and not self._is_made_again(
                 popped_start, next_id
             )
@@ -2259,13 +2268,16 @@ class PickleIndex:
             self._begin_object(0)
         elif following[0] in _POPS:
             self._popped = popped_start
-        elif is_effect and len(self._stack) > (self._marks[-1][0] if self._marks else 0):
-            # Nothing there can be changed; but a PUT would take the call into its span.
-            self._kinds[-1] = min(self._kinds[-1], _VALUE)
-            if self._is_list(len(self._stack)):  # between two traces, no sub-batch would take it
-                self._list_problem = _UNUSUAL_LIST
+        elif is_effect and is_beneath:
+            self._keep_apart()
         else:
             self.refuse(_NOT_COPYABLE)
+
+    def _keep_apart(self) -> None:
+        """Let what was thrown away be of other objects than the one beneath."""
+        self._kinds[-1] = min(self._kinds[-1], _VALUE)  # a PUT would take it into the span
+        if self._is_list(len(self._stack)):  # between two traces, no sub-batch would take it
+            self._list_problem = _UNUSUAL_LIST
 
     def _throw_away(self, height: int) -> None:
         """Remove all from this height on, but note what can be changed by way of what follows."""
