@@ -1840,7 +1840,8 @@ class PickleIndex:
         self._held_starts = array.array("q")
         # The tuple that was last: where it begins, and what itself has fetched.
         self._last_tuple: tuple[int, array.array[int]] = (-1, _NO_IDS)
-        # The call that was last: its end, function and what it fetched as arguments, if known.
+        # The call that was last: its end (or of the FRAME that follows), function and what it
+        # fetched as arguments, if known.
         self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
         # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.  And
         # ids of what was made there and can be changed: the tuple that is fetched leads to it.
@@ -2339,6 +2340,8 @@ class PickleIndex:
     def _frame(self, code: int, start: int, end: int, argument: bytes) -> None:
         self.event_positions.append(start)
         self.event_ids.append(-1)
+        if self._last_call[0] == start:
+            self._last_call = (end, *self._last_call[1:])
 
     def _proto(self, code: int, start: int, end: int, argument: bytes) -> None:
         if start:

@@ -421,6 +421,9 @@ def test_dtype_and_arguments_that_cannot_change_stay_small() -> None:
         assert sum(map(len, parts)) < len(data) + 2000
 
 
+FRAME = b"\x95" + bytes(8)
+
+
 def amend(number: int) -> bytes:
     return b"h%c(K%ce" % (number, number)
 
@@ -430,6 +433,10 @@ CROSSING = [
     pytest.param(
         b"\x80\x02](cgraphs\nPlain\n)\x81q\x01NNcgraphs\nassign\n(h\x01K\x05tR0e.",
         id="changed-by-a-call",
+    ),
+    pytest.param(
+        b"\x80\x04](cgraphs\nPlain\n)\x81q\x01Ncgraphs\nassign\n(h\x01]q\x02tR%b0h\x02e." % FRAME,
+        id="changed-by-a-call-before-a-frame",
     ),
 ]
 
@@ -471,7 +478,6 @@ def test_object_changed_after_a_fetch_brings_its_change() -> None:
 
 
 TEXT = b"X\x01\x00\x00\x00a"
-FRAME = b"\x95" + bytes(8)
 FILLED = [  # after the start of the list and an object with memo id 0: amended and thrown away
     pytest.param(b"K\x01" + amend(0) + b"0h\x00K\x02", id="on-a-number"),
     pytest.param(b"K\x01" + FRAME + amend(0) + FRAME + b"0" + FRAME + b"h\x00", id="frames"),
