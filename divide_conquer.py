@@ -1833,8 +1833,8 @@ class PickleIndex:
         self._stack = array.array("q")
         self._kinds = bytearray()  # of the stack's objects
         self._marks: list[tuple[int, int]] = []  # height of the stack and position
-        # What was made in tuples on the stack, or in tuples of theirs, and can be changed through
-        # them: ids, and for each tuple its height and where its ids begin.  See _note_call.
+        # What tuples on the stack, or tuples in them, lead to and can be changed: ids, and for each
+        # tuple its height and where its ids begin.  See _note_call.
         self._held_ids = array.array("q")
         self._held_heights = array.array("q")
         self._held_starts = array.array("q")
@@ -1844,7 +1844,7 @@ class PickleIndex:
         # fetched as arguments, if known.
         self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
         # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.  And
-        # ids of what was made there and can be changed: the tuple that is fetched leads to it.
+        # ids of what it leads to and can be changed: as a tuple, what is fetched leads to that.
         self._popped = -1
         self._popped_ids = _NO_IDS
         self._popped_starts: dict[int, int] = {}  # by event
@@ -1997,7 +1997,7 @@ class PickleIndex:
             del self._held_heights[number:], self._held_starts[number:]
 
     def _hold(self, height: int, span_start: int) -> int:
-        """Note what a tuple of all from this height on was made with; return its kind.
+        """Note what a tuple of all from this height on leads to; return its kind.
 
         What its tuples hold becomes its own where it lies: a chain of tuples costs no square.
         """
@@ -2007,7 +2007,7 @@ class PickleIndex:
         is_holding = number < len(self._held_heights)
         start = self._held_starts[number] if is_holding else len(self._held_ids)
         del self._held_heights[number:], self._held_starts[number:]
-        self._held_ids += made
+        self._held_ids += made + fetched
         if start < len(self._held_ids):
             self._held_heights.append(height)
             self._held_starts.append(start)
@@ -2052,9 +2052,16 @@ class PickleIndex:
                 self.ends[unit] = ~whole
 
     def _find_changeable(self, height: int) -> tuple[array.array[int], array.array[int]]:
-        """Return ids of what can be changed from this height on: made, also in tuples; fetched."""
+        """Return ids of what can be changed from this height on: made, also in tuples; fetched.
+
+        What was made there inside something else, and then fetched, was made there, too.
+        """
         made, fetched = self._find_direct(height)
-        return made + self._find_held(height), fetched
+        others = fetched + self._find_held(height)
+        if others:
+            start = self._start_of(self._stack[height])
+            made = made + array.array("q", [i for i in others if self.defined[i] >= start])
+        return made, fetched
 
     def _find_held(self, height: int) -> array.array[int]:
         if not self._held_heights or self._held_heights[-1] < height:
@@ -2284,8 +2291,8 @@ class PickleIndex:
         """Remove all from this height on, but note what can be changed by way of what follows."""
         if self._popped < 0:
             self._popped_ids = array.array("q")
-        made, _ = self._find_changeable(height)
-        self._popped_ids += made
+        made, fetched = self._find_direct(height)
+        self._popped_ids += made + fetched + self._find_held(height)
         self._drop(height)
 
     def _is_made_again(self, popped_start: int, next_id: int) -> bool:

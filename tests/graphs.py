@@ -164,9 +164,9 @@ class Kid(Plain):
 
 
 def find_kid(pair: Any) -> Kid:
-    """Return the object that is written first of all in a tuple and the tuples in it."""
+    """Return the object that is first in a tuple and the tuples in it, or last behind a list."""
     while isinstance(pair, tuple):
-        pair = pair[0]
+        pair = pair[-1 if isinstance(pair[0], list) else 0]
     assert isinstance(pair, Kid)
     return pair
 
@@ -366,7 +366,10 @@ def make_changing(rng: random.Random, kids: list[Any], pool: list[Any]) -> Any:
     """Return what changes a kid as it is made; let others have the kid, too."""
     kid = Kid()
     kid.__dict__.update({f"a{i}": item for i, item in enumerate(kids)})
-    pair = rng.choice([kid, (kid,), (kid, *kids), ((kid, *kids),), ((kid,), *kids)])
+    box = [kid, *kids]
+    pair = rng.choice(
+        [kid, (kid,), (kid, *kids), ((kid, *kids),), ((kid,), *kids), (box, kid), ((box, kid),)]
+    )
     pool += [kid, pair]
     made: Any = rng.choice(CHANGING)()
     if isinstance(made, list):

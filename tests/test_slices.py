@@ -308,7 +308,10 @@ class Wrapping:
 
     def __init__(self, pair: Any) -> None:
         self.pair = pair
-        pair[0].is_wrapped = True
+        for item in pair:
+            kid = item[0] if isinstance(item, tuple) else item
+            with contextlib.suppress(AttributeError):  # a number
+                kid.is_wrapped = True
 
     def __reduce__(self) -> Any:
         return Wrapping, (self.pair,)
@@ -372,6 +375,25 @@ def test_what_a_recursive_tuple_leads_to_is_changed(n_kids: int, protocol: int) 
     around = Wrapping((kid,) * n_kids)
     vars(kid).clear()
     kid.pair = around.pair  # type: ignore[attr-defined]
+    for dump in (pickle.dumps, graphs.dump_python):
+        data = dump([around, kid, [around.pair]], protocol)
+        assert pickle.loads(data)[1].is_wrapped
+        for n in (1, 2):
+            assert_slices(data, n)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("kind", ["plain", "nested", "recursive"])
+def test_what_a_call_changes_may_be_made_in_another_of_its_arguments(
+    kind: str, protocol: int
+) -> None:
+    kid, other = Plain(), Plain()
+    other.kid = kid  # type: ignore[attr-defined]
+    around = Wrapping((kid,))
+    around.pair = (other, around.pair) if kind == "nested" else (other, kid)
+    vars(kid).clear()
+    if kind == "recursive":
+        other.pair = around.pair  # type: ignore[attr-defined]
     for dump in (pickle.dumps, graphs.dump_python):
         data = dump([around, kid, [around.pair]], protocol)
         assert pickle.loads(data)[1].is_wrapped
