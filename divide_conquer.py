@@ -1825,23 +1825,27 @@ class PickleIndex:
         self.event_ids = array.array("q")
         # By id, rows: what changes it elsewhere than where it is made, so belongs to it, too.
         self.amendments: dict[int, list[int]] = {}
+        self._amending: set[int] = set()  # of these rows, those that begin with a plain fetch
         # Memo ids that the pickle names itself, unless they count up from the first (Python 2: 1).
         self._first_name = 0
         self._names: Optional[array.array[int]] = None
         self._stack = array.array("q")
         self._kinds = bytearray()  # of the stack's objects
         self._marks: list[tuple[int, int]] = []  # height of the stack and position
-        # What was made in tuples on the stack, or in tuples of theirs, and can be changed through
-        # them: ids, and for each tuple its height and where its ids begin.  See _note_call.
+        # What tuples on the stack, or tuples in them, lead to and can be changed: ids, and for each
+        # tuple its height and where its ids begin.  See _note_call.
         self._held_ids = array.array("q")
         self._held_heights = array.array("q")
         self._held_starts = array.array("q")
         # The tuple that was last: where it begins, and what itself has fetched.
         self._last_tuple: tuple[int, array.array[int]] = (-1, _NO_IDS)
-        # The call that was last: its end, function and what it fetched as arguments, if known.
+        # The call that was last: its end (or of the FRAME that follows), function and what it
+        # fetched as arguments, if known.
         self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
-        # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.
+        # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.  And
+        # ids of what it leads to and can be changed: as a tuple, what is fetched leads to that.
         self._popped = -1
+        self._popped_ids = _NO_IDS
         self._popped_starts: dict[int, int] = {}  # by event
         self._begin_object(0)
         try:
@@ -1996,7 +2000,7 @@ class PickleIndex:
             del self._held_heights[number:], self._held_starts[number:]
 
     def _hold(self, height: int, span_start: int) -> int:
-        """Note what a tuple of all from this height on was made with; return its kind.
+        """Note what a tuple of all from this height on leads to; return its kind.
 
         What its tuples hold becomes its own where it lies: a chain of tuples costs no square.
         """
@@ -2006,7 +2010,7 @@ class PickleIndex:
         is_holding = number < len(self._held_heights)
         start = self._held_starts[number] if is_holding else len(self._held_ids)
         del self._held_heights[number:], self._held_starts[number:]
-        self._held_ids += made
+        self._held_ids += made + fetched
         if start < len(self._held_ids):
             self._held_heights.append(height)
             self._held_starts.append(start)
@@ -2051,9 +2055,16 @@ class PickleIndex:
                 self.ends[unit] = ~whole
 
     def _find_changeable(self, height: int) -> tuple[array.array[int], array.array[int]]:
-        """Return ids of what can be changed from this height on: made, also in tuples; fetched."""
+        """Return ids of what can be changed from this height on: made, also in tuples; fetched.
+
+        What was made there inside something else, and then fetched, was made there, too.
+        """
         made, fetched = self._find_direct(height)
-        return made + self._find_held(height), fetched
+        others = fetched + self._find_held(height)
+        if others:
+            start = self._start_of(self._stack[height])
+            made = made + array.array("q", [i for i in others if self.defined[i] >= start])
+        return made, fetched
 
     def _find_held(self, height: int) -> array.array[int]:
         if not self._held_heights or self._held_heights[-1] < height:
@@ -2143,6 +2154,8 @@ class PickleIndex:
         if ~entry >= _FETCHED:
             row = self._new_row(self._start_of(entry), end)
             self.amendments.setdefault(memo_id, []).append(row)
+            if ~entry - _FETCHED not in self._popped_starts:
+                self._amending.add(row)
             self._stack[-1] = ~row
         elif memo_id >= 0:
             self.ends[memo_id if self.ends[memo_id] >= 0 else self.unit_of(memo_id)] = end
@@ -2214,6 +2227,10 @@ class PickleIndex:
                 self.refuse(_NOT_COPYABLE)
             self._popped_starts[event] = self._popped
             self._popped = -1
+            if self._popped_ids:
+                self._held_heights.append(len(self._stack))
+                self._held_starts.append(len(self._held_ids))
+                self._held_ids += self._popped_ids
         self.event_positions.append(start)
         self.event_ids.append(memo_id)
         if not self._stack:
@@ -2226,7 +2243,8 @@ class PickleIndex:
     def _pop(self, code: int, start: int, end: int, following: bytes) -> None:
         """Understand why an object is thrown away, or refuse.
 
-        A call was there for its effect.  A pickler that comes back to a tuple, a frozenset or a
+        A call was there for its effect, and so was a fetch for what was added to it (dill fills the
+        globals of a function that way).  A pickler that comes back to a tuple, a frozenset or a
         result of __reduce__ that it is making finds it made already: it throws away the parts, and
         fetches it.  And the objects of a prelude are thrown away one by one.
         """
@@ -2239,16 +2257,21 @@ class PickleIndex:
         if fetches:
             argument = following[1 : _WIDTHS[following[0]] or None]
             next_id = self._id_named(_read_memo_id(following[0], argument))
-        is_effect = may_be_effect = False
+        is_effect = may_be_effect = is_beneath = False
         if self._marks and (code != _POP or self._marks[-1][0] == len(self._stack)):
             height, popped_start = self._marks.pop()
             may_be_effect = min(self._kinds[height:], default=_ATOM) <= _BUILTIN
-            self._drop(height)
+            self._throw_away(height)
         else:
             self._need(1 if code == _POP else sys.maxsize, start)
             entry = self._stack[-1]
             popped_start = self._start_of(entry)
-            self._drop(len(self._stack) - 1)
+            self._throw_away(len(self._stack) - 1)
+            is_beneath = len(self._stack) > (self._marks[-1][0] if self._marks else 0)
+            if ~entry in self._amending and is_beneath and self._popped < 0:
+                self._amending.remove(~entry)
+                self._keep_apart()
+                return
             is_effect = self._last_call[0] == start and not self._is_made_again(
                 popped_start, next_id
             )
@@ -2261,13 +2284,24 @@ class PickleIndex:
             self._begin_object(0)
         elif following[0] in _POPS:
             self._popped = popped_start
-        elif is_effect and len(self._stack) > (self._marks[-1][0] if self._marks else 0):
-            # Nothing there can be changed; but a PUT would take the call into its span.
-            self._kinds[-1] = min(self._kinds[-1], _VALUE)
-            if self._is_list(len(self._stack)):  # between two traces, no sub-batch would take it
-                self._list_problem = _UNUSUAL_LIST
+        elif is_effect and is_beneath:
+            self._keep_apart()
         else:
             self.refuse(_NOT_COPYABLE)
+
+    def _keep_apart(self) -> None:
+        """Let what was thrown away be of other objects than the one beneath."""
+        self._kinds[-1] = min(self._kinds[-1], _VALUE)  # a PUT would take it into the span
+        if self._is_list(len(self._stack)):  # between two traces, no sub-batch would take it
+            self._list_problem = _UNUSUAL_LIST
+
+    def _throw_away(self, height: int) -> None:
+        """Remove all from this height on, but note what can be changed by way of what follows."""
+        if self._popped < 0:
+            self._popped_ids = array.array("q")
+        made, fetched = self._find_direct(height)
+        self._popped_ids += made + fetched + self._find_held(height)
+        self._drop(height)
 
     def _is_made_again(self, popped_start: int, next_id: int) -> bool:
         """Return whether the last call has made once more what the next opcode fetches.
@@ -2321,6 +2355,8 @@ class PickleIndex:
     def _frame(self, code: int, start: int, end: int, argument: bytes) -> None:
         self.event_positions.append(start)
         self.event_ids.append(-1)
+        if self._last_call[0] == start:
+            self._last_call = (end, *self._last_call[1:])
 
     def _proto(self, code: int, start: int, end: int, argument: bytes) -> None:
         if start:

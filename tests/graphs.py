@@ -152,17 +152,164 @@ def assign(made: Any, value: Any) -> None:
     made.__dict__["late"] = value
 
 
+class Kid(Plain):
+    """What is changed by what it is made for (see change), but not by what only fetches it."""
+
+    __slots__ = ("is_written",)  # not in its __dict__, so in no pickle
+    is_written: bool
+
+    def __reduce__(self) -> Any:
+        self.is_written = True
+        return Kid, (), self.__dict__
+
+
+def find_kid(pair: Any) -> Kid:
+    """Return the object that is first in a tuple and the tuples in it, or last behind a list."""
+    while isinstance(pair, tuple):
+        pair = pair[-1 if isinstance(pair[0], list) else 0]
+    assert isinstance(pair, Kid)
+    return pair
+
+
+def is_new(pair: Any) -> bool:
+    """Return, as a pair is about to be written, whether its kid will be made in it."""
+    return not hasattr(find_kid(pair), "is_written")
+
+
+def change(pair: Any, maker: Any, is_made: bool) -> None:
+    if is_made:
+        find_kid(pair).__dict__["maker"] = maker
+
+
+class Changing(Plain):
+    """Changes the kid in the tuple that it is made with; here by REDUCE."""
+
+    def __init__(self, pair: Any = None, is_made: bool = False) -> None:
+        self.pair = pair
+        change(pair, self, is_made)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.pair, is_new(self.pair))
+
+
+class ChangingByClass(Changing):
+    """By OBJ or INST, if a pickler writes them."""
+
+
+class ChangingBySetter(Changing):
+    def __reduce__(self) -> Any:
+        return ChangingBySetter, (), (self.pair, is_new(self.pair)), None, None, set_changing
+
+
+def set_changing(made: Changing, state: Any) -> None:
+    made.pair, is_made = state
+    change(made.pair, made, is_made)
+
+
+class ChangingByNew(Plain):
+    """By NEWOBJ, from protocol 2 on."""
+
+    pair: Any
+
+    def __new__(cls, pair: Any = None, is_made: bool = False) -> ChangingByNew:
+        made = super().__new__(cls)
+        made.pair = pair
+        change(pair, made, is_made)
+        return made
+
+    def __getnewargs__(self) -> Any:
+        return self.pair, is_new(self.pair)
+
+    def __getstate__(self) -> Any:
+        return None
+
+
+class ChangingByName(ChangingByNew):
+    """By NEWOBJ_EX, from protocol 4 on; before, the arguments are of an object of their own."""
+
+    is_made = False
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self.is_made = protocol >= 4 and is_new(self.pair)
+        return super().__reduce_ex__(protocol)
+
+    def __getnewargs_ex__(self) -> Any:
+        return (), {"pair": self.pair, "is_made": self.is_made}
+
+
+class ChangingByState(Plain):
+    pair: Any
+
+    def __getstate__(self) -> Any:
+        return self.pair, is_new(self.pair)
+
+    def __setstate__(self, state: Any) -> None:
+        self.pair, is_made = state
+        change(self.pair, self, is_made)
+
+
+class ChangingList(list[Any]):
+    """Changes its first item as it is appended."""
+
+    def __init__(self, is_made: bool = False) -> None:
+        self.is_made = is_made
+
+    def append(self, item: Any) -> None:
+        change(item, self, self.is_made and not self)
+        super().append(item)
+
+    def extend(self, items: Iterable[Any]) -> None:
+        for item in items:
+            self.append(item)
+
+    def __reduce__(self) -> Any:
+        return ChangingList, (is_new(self[0]),), None, iter(list(self))
+
+
+class ChangingDict(dict[Any, Any]):
+    """Changes its first value as it is set."""
+
+    def __init__(self, is_made: bool = False) -> None:
+        self.is_made = is_made
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        change(value, self, self.is_made and not self)
+        super().__setitem__(key, value)
+
+    def __reduce__(self) -> Any:
+        return ChangingDict, (is_new(next(iter(self.values()))),), None, None, iter(self.items())
+
+
 class LatePickler(pickle._Pickler):
-    """Writes Late as dill does: the object, then a call, then POP."""
+    """Writes Late as dill does: the object, then a call, then POP; and OBJ and INST."""
+
+    proto: int
+    memo: dict[int, Any]
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
-        is_new = isinstance(obj, Late) and id(obj) not in self.memo  # type: ignore[attr-defined]
+        is_new = id(obj) not in self.memo
+        if is_new and isinstance(obj, ChangingByClass):
+            self.save_by_class(obj)
+            return
         super().save(obj, save_persistent_id)  # type: ignore[misc]
-        if is_new and id(obj) in self.memo:  # type: ignore[attr-defined]
+        if is_new and isinstance(obj, Late) and id(obj) in self.memo:
             late = Plain()
             late.owner = [obj]  # type: ignore[attr-defined]
             self.save_reduce(assign, (obj, late))  # type: ignore[attr-defined]
             self.write(pickle.POP)  # type: ignore[attr-defined]
+
+    def save_by_class(self, obj: Any) -> None:
+        made_by, args = obj.__reduce__()
+        self.write(pickle.MARK)  # type: ignore[attr-defined]
+        for part in (made_by, *args) if self.proto else args:
+            self.save(part)
+        name = f"{made_by.__module__}\n{made_by.__name__}\n".encode()
+        self.write(pickle.OBJ if self.proto else pickle.INST + name)  # type: ignore[attr-defined]
+        if id(obj) in self.memo:  # as pickle does: it was met in its own arguments
+            get = self.get(self.memo[id(obj)][0])  # type: ignore[attr-defined]
+            self.write(pickle.POP + get)  # type: ignore[attr-defined]
+        else:
+            self.memoize(obj)  # type: ignore[attr-defined]
 
 
 class Color(enum.Enum):
@@ -209,7 +356,32 @@ def make_function(kids: list[Any]) -> Any:
     return function
 
 
-def make_node(rng: random.Random, kids: list[Any], pick: Any, kinds: str) -> Any:
+CHANGING = [
+    *(Changing, ChangingByClass, ChangingBySetter, ChangingByNew, ChangingByName, ChangingByState),
+    *(ChangingList, ChangingDict),
+]
+
+
+def make_changing(rng: random.Random, kids: list[Any], pool: list[Any]) -> Any:
+    """Return what changes a kid as it is made; let others have the kid, too."""
+    kid = Kid()
+    kid.__dict__.update({f"a{i}": item for i, item in enumerate(kids)})
+    box = [kid, *kids]
+    pair = rng.choice(
+        [kid, (kid,), (kid, *kids), ((kid, *kids),), ((kid,), *kids), (box, kid), ((box, kid),)]
+    )
+    pool += [kid, pair]
+    made: Any = rng.choice(CHANGING)()
+    if isinstance(made, list):
+        list.extend(made, [pair, *kids])
+    elif isinstance(made, dict):
+        dict.update(made, enumerate([pair, *kids]))
+    else:
+        made.pair = pair
+    return made
+
+
+def make_node(rng: random.Random, kids: list[Any], pick: Any, kinds: str, pool: list[Any]) -> Any:
     """Return a container of any kind that holds kids."""
     kind = rng.choice(kinds)
     named = {f"a{i}": kid for i, kid in enumerate(kids)}
@@ -221,6 +393,8 @@ def make_node(rng: random.Random, kids: list[Any], pick: Any, kinds: str) -> Any
         return tuple(kids)
     if kind == "f":
         return make_function(kids)
+    if kind == "c":
+        return make_changing(rng, kids, pool)
     made: Any
     if kind == "s":
         made = {Hashed(i) for i in range(rng.randrange(4))}
@@ -249,7 +423,7 @@ def make_node(rng: random.Random, kids: list[Any], pick: Any, kinds: str) -> Any
     return made
 
 
-KINDS = "lddttsovvLDarpppp"  # one letter a kind of node, see make_node
+KINDS = "lddttsovvLDarppppcc"  # one letter a kind of node, see make_node
 
 
 def make_traces(rng: random.Random, *, kinds: str = KINDS) -> list[Any]:
@@ -264,7 +438,7 @@ def make_traces(rng: random.Random, *, kinds: str = KINDS) -> list[Any]:
         return leaf
 
     for _ in range(rng.randrange(1, 12)):
-        pool.append(make_node(rng, [pick() for _ in range(rng.randrange(4))], pick, kinds))
+        pool.append(make_node(rng, [pick() for _ in range(rng.randrange(4))], pick, kinds, pool))
     for _ in range(rng.randrange(6)):
         target = rng.choice(pool)
         if isinstance(target, Amended) and rng.random() < 0.7:

@@ -20,11 +20,13 @@ import re
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import cloudpickle
+import dill
 import graphs
 import joblib.func_inspect
 import numpy as np
@@ -306,7 +308,10 @@ class Wrapping:
 
     def __init__(self, pair: Any) -> None:
         self.pair = pair
-        pair[0].is_wrapped = True
+        for item in pair:
+            kid = item[0] if isinstance(item, tuple) else item
+            with contextlib.suppress(AttributeError):  # a number
+                kid.is_wrapped = True
 
     def __reduce__(self) -> Any:
         return Wrapping, (self.pair,)
@@ -362,6 +367,53 @@ def test_what_a_tuple_leads_to_is_changed_though_only_the_tuple_is_memoized(prot
         assert_slices(data, n)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("n_kids", [1, 4])  # thrown away by POP, by POP_MARK
+def test_what_a_recursive_tuple_leads_to_is_changed(n_kids: int, protocol: int) -> None:
+    """A pickler throws away what it has made for it, and fetches what it finds made."""
+    kid = Plain()
+    around = Wrapping((kid,) * n_kids)
+    vars(kid).clear()
+    kid.pair = around.pair  # type: ignore[attr-defined]
+    for dump in (pickle.dumps, graphs.dump_python):
+        data = dump([around, kid, [around.pair]], protocol)
+        assert pickle.loads(data)[1].is_wrapped
+        for n in (1, 2):
+            assert_slices(data, n)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("kind", ["plain", "nested", "recursive"])
+def test_what_a_call_changes_may_be_made_in_another_of_its_arguments(
+    kind: str, protocol: int
+) -> None:
+    kid, other = Plain(), Plain()
+    other.kid = kid  # type: ignore[attr-defined]
+    around = Wrapping((kid,))
+    around.pair = (other, around.pair) if kind == "nested" else (other, kid)
+    vars(kid).clear()
+    if kind == "recursive":
+        other.pair = around.pair  # type: ignore[attr-defined]
+    for dump in (pickle.dumps, graphs.dump_python):
+        data = dump([around, kid, [around.pair]], protocol)
+        assert pickle.loads(data)[1].is_wrapped
+        for n in (1, 2):
+            assert_slices(data, n)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("rest", [(), (1, 2), (1, 2, 3)])
+def test_recursive_tuple_of_what_is_amended_once_it_is_fetched(rest: Any, protocol: int) -> None:
+    kid = graphs.Amended([5])
+    around = Wrapping((kid, *rest))
+    kid.args = [around.pair]
+    for dump in (pickle.dumps, graphs.dump_python):
+        data = dump([around, kid, [around.pair]], protocol)
+        assert pickle.loads(data)[1].is_wrapped
+        for n in (1, 2):
+            assert_slices(data, n)
+
+
 def test_names_in_the_memo_may_have_gaps_but_not_count_down() -> None:
     data = b"\x80\x02](]q\x05K\x01a]q\x09(h\x05h\x05e}q\x0bK\x02h\x05se."
     for n in (1, 2, 3):
@@ -391,6 +443,9 @@ def test_dtype_and_arguments_that_cannot_change_stay_small() -> None:
         assert sum(map(len, parts)) < len(data) + 2000
 
 
+FRAME = b"\x95" + bytes(8)
+
+
 def amend(number: int) -> bytes:
     return b"h%c(K%ce" % (number, number)
 
@@ -400,6 +455,10 @@ CROSSING = [
     pytest.param(
         b"\x80\x02](cgraphs\nPlain\n)\x81q\x01NNcgraphs\nassign\n(h\x01K\x05tR0e.",
         id="changed-by-a-call",
+    ),
+    pytest.param(
+        b"\x80\x04](cgraphs\nPlain\n)\x81q\x01Ncgraphs\nassign\n(h\x01]q\x02tR%b0h\x02e." % FRAME,
+        id="changed-by-a-call-before-a-frame",
     ),
 ]
 
@@ -438,6 +497,61 @@ def test_object_changed_after_a_fetch_brings_its_change() -> None:
     assert len(pickle.loads(data)) == 7
     for n in (4, 5, 7):
         assert_slices(data, n)
+
+
+TEXT = b"X\x01\x00\x00\x00a"
+FILLED = [  # after the start of the list and an object with memo id 0: amended and thrown away
+    pytest.param(b"K\x01" + amend(0) + b"0h\x00K\x02", id="on-a-number"),
+    pytest.param(b"K\x01" + FRAME + amend(0) + FRAME + b"0" + FRAME + b"h\x00", id="frames"),
+    pytest.param(b"K\x01h\x00K\x02a(K\x03K\x04e0h\x00", id="in-two-batches"),
+    pytest.param(b"K\x01" + 2 * (amend(0) + b"0") + b"h\x00", id="twice"),
+    pytest.param(b"(K\x01" + amend(0) + b"0l(h\x00l", id="in-a-trace"),
+    pytest.param(b"(K\x01" + amend(0) + amend(0) + b"00tK\x05h\x00", id="one-on-the-other"),
+    pytest.param(b"K\x01h\x00(]q\x01e0h\x01h\x00h\x01", id="then-what-it-made-is-fetched"),
+    pytest.param(TEXT + amend(0) + b"0q\x01h\x01h\x01h\x00", id="then-the-text-is-memoized"),
+    pytest.param(TEXT + b"q\x01" + amend(0) + b"0q\x02h\x01h\x02", id="memoized-before-and-after"),
+    pytest.param(b"]q\x01" + amend(0) + b"0(h\x00eh\x01h\x00", id="then-appended-to"),
+    pytest.param(b"]q\x01" + amend(0) + b"0\x85q\x02h\x02h\x01h\x00", id="then-in-a-tuple"),
+    pytest.param(b"K\x01h\x00(]q\x01h\x01(h\x00e0e0h\x01", id="in-each-other"),
+]
+
+
+@pytest.mark.parametrize("after", FILLED)
+def test_object_fetched_to_be_amended_and_thrown_away(after: bytes) -> None:
+    data = b"\x80\x04](]q\x00" + after + b"e."
+    n_traces = len(pickle.loads(data))
+    with pytest.raises(LoadError, match=OTHER_SUB_BATCH):
+        split_bytes(data, 1)
+    for n in (n_traces - 1, n_traces):
+        for part in assert_slices(data, n):
+            assert_slices(part, n)
+    # All of it in one trace, from which others fetch.
+    data = b"\x80\x04]((]q\x00" + after + b"lq\x09h\x09h\x00]h\x09ae."
+    for n in (1, 2, 3):
+        for part in assert_slices(data, n):
+            assert_slices(part, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        pytest.param(b"](]q\x00K\x01" + amend(0) + b"0e.", OTHER_SUB_BATCH, id="other-sub-batch"),
+        pytest.param(b"](]q\x00e(" + amend(0) + b"0K\x01e.", NOT_COPYABLE, id="first-of-a-group"),
+        pytest.param(b"]]q\x00a" + amend(0) + b"0K\x01a.", UNUSUAL_LIST, id="on-the-list"),
+        pytest.param(b"](]q\x00K\x01(" + amend(0) + b"1e.", NOT_COPYABLE, id="by-pop-mark"),
+        pytest.param(
+            b"](]q\x00K\x01" + amend(0) + b"N00]q\x01h\x01e.", NOT_COPYABLE, id="with-more"
+        ),
+        pytest.param(
+            b"](]q\x00K\x01cgraphs\nmake_amended\n(h\x00tq\x01R0h\x01K\x01a0e.",
+            NOT_COPYABLE,
+            id="a-call-was-thrown-away-before",
+        ),
+    ],
+)
+def test_amended_and_thrown_away_where_no_sub_batch_takes_it(data: bytes, problem: str) -> None:
+    with pytest.raises(LoadError, match=problem):
+        split_bytes(b"\x80\x02" + data, 1)
 
 
 def test_recursive_results_are_no_effects() -> None:
@@ -504,6 +618,40 @@ def test_functions_and_classes_by_cloudpickle_that_call_each_other() -> None:
             first, *rest = [pickle.loads(part) for part in split_bytes(data, n)]
             assert first[0](3) and not first[0](4)
             assert rest[-1][-1].run(4) is True
+
+
+@pytest.mark.parametrize("recurse", [False, True])
+@pytest.mark.parametrize("protocol", range(6))
+def test_functions_by_dill(protocol: int, recurse: bool) -> None:
+    """Their globals are filled once they are made: fetched, amended and thrown away."""
+    code = "factors = [3]\ndef scale(n): return factors[0] * n\n"
+    code += "def twice(n): return scale(scale(n))\n"
+    code += "def make(k):\n  def power(n): return twice(n) ** k\n  return power\n"
+    module = types.ModuleType("no_such_module")
+    exec(code, vars(module))
+    power = module.make(2)
+    traces = [module.scale, {"f": module.twice}, (power, power), [module.scale, module.twice]]
+    data = dill.dumps([*traces, module.factors], protocol, recurse=recurse)
+
+    def check(number: int, trace: Any) -> None:
+        if number == 1:
+            trace = trace["f"]
+            assert trace(2) == 18
+            assert trace.__globals__["scale"].__globals__["factors"] == [3]
+        elif number == 2:
+            assert trace[0] is trace[1]
+            assert trace[0](1) == 81
+        elif number == 3:
+            assert [f(2) for f in trace] == [6, 18]
+        else:
+            assert (trace(2) if number == 0 else trace) == (6 if number == 0 else [3])
+
+    for n in (1, 2, 3, 5):
+        for number, part in enumerate(split_bytes(data, n)):
+            for place, trace in enumerate(dill.loads(part)):
+                check(number * n + place, trace)
+            for place, again in enumerate(split_bytes(part, 1)):
+                check(number * n + place, dill.loads(again)[0])
 
 
 def test_vars_of_a_cycle() -> None:
