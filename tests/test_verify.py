@@ -287,6 +287,12 @@ class TypedStorage:
 def load_from_bytes(data):
     length, = struct.unpack("<I", data[:4])
     return TypedStorage(data[4 + length:])
+class Child: pass
+class Parent:
+    def __init__(self, child): self.child = child
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.child.name = "known"
 class NotAgain:
     def __reduce__(self): raise ValueError("not twice")
 def make_not_again(): return NotAgain()
@@ -365,6 +371,16 @@ def test_order_that_a_class_of_sets_keeps_is_part_of_it(tmp_path: Path) -> None:
     (output / "a_sub0000.pkl").write_bytes(other.read_bytes())
     done = verify(source, output, (), env=env)
     assert_fails(done, "no es igual al original; el primero que difiere es el trace 1")
+
+
+def test_what_low_memory_cannot_see_that_a_class_does_is_a_difference(tmp_path: Path) -> None:
+    """No opcode says that __setstate__ changes what is in the dict that it is given."""
+    source, output, env = pickle_odd(tmp_path, "(lambda child: [Parent(child), child])(Child())")
+    options = ("-n", 1, "--low-memory", "--no-compress")
+    assert split("-i", source, "-o", output, *options, env=env).returncode == 0
+    done = verify(source, output, (), "--delete-original", "--yes", env=env)
+    assert_fails(done, "no es igual al original; el primero que difiere es el trace 1")
+    assert source.exists()
 
 
 def test_storage_with_another_byte_is_a_difference(tmp_path: Path) -> None:
