@@ -175,10 +175,10 @@ class LoadError(SplitError):
 
 
 class StreamError(OSError):
-    """The bytes of a file cannot be had: the disk, a gzip that is damaged or cut off (its cause).
+    """The bytes of a file cannot be had: the disk (with its errno), a gzip damaged or cut off.
 
     An OSError, as reading raises; and of our own, so that an OSError, EOFError or zlib.error that
-    the code of a trace raises is never taken for one of the file.  Its text is Spanish.
+    the code of a trace raises is never taken for one of the file.  Without errno, Spanish.
     """
 
 
@@ -207,31 +207,56 @@ class Interrupted(BaseException):
     leftovers: tuple[Path, ...] = ()
 
 
-SPANISH_ERRORS = {
-    errno.EACCES: "permiso denegado",
-    errno.EPERM: "operación no permitida",
-    errno.ENOENT: "el archivo no existe",
-    errno.EISDIR: "es una carpeta",
-    errno.ENOTDIR: "parte de la ruta no es una carpeta",
-    errno.EEXIST: "el archivo ya existe",
-    errno.ENOSPC: "no queda espacio en el disco",
-    errno.EDQUOT: "cuota de disco agotada",
-    errno.EFBIG: "el archivo supera el tamaño permitido",
-    errno.EROFS: "el disco es de solo lectura",
-    errno.EIO: "error de entrada/salida del disco",
-    errno.ENAMETOOLONG: "nombre de archivo demasiado largo",
-    errno.EMFILE: "demasiados archivos abiertos",
-    errno.ELOOP: "el enlace simbólico da vueltas en círculo",
-    errno.ENOMEM: "no hay memoria suficiente",
-    errno.ESTALE: "el servidor de archivos ya no lo encuentra",
-    errno.ENOTCONN: "la carpeta de red está desconectada",
-    errno.ETIMEDOUT: "el servidor de archivos no responde",
+class _Refusal(NamedTuple):
+    words: str
+    hint: str = "comprueba los permisos y el disco"
+
+
+_NO_PERMISSION_HINT = "comprueba los permisos del archivo y de sus carpetas (ls -l)"
+
+# What the system refuses, in Spanish; and what to do where a batch cannot be read for it.
+OS_REFUSALS = {
+    errno.EACCES: _Refusal("permiso denegado", _NO_PERMISSION_HINT),
+    errno.EPERM: _Refusal("operación no permitida", _NO_PERMISSION_HINT),
+    errno.ENOENT: _Refusal("el archivo no existe", "comprueba si alguien lo ha movido o borrado"),
+    errno.EISDIR: _Refusal("es una carpeta"),
+    errno.ENOTDIR: _Refusal("parte de la ruta no es una carpeta"),
+    errno.EEXIST: _Refusal("el archivo ya existe"),
+    errno.ENOSPC: _Refusal("no queda espacio en el disco"),
+    errno.EDQUOT: _Refusal("cuota de disco agotada"),
+    errno.EFBIG: _Refusal("el archivo supera el tamaño permitido"),
+    errno.EROFS: _Refusal("el disco es de solo lectura"),
+    errno.EIO: _Refusal(
+        "error de entrada/salida del disco",
+        "parece un fallo del disco: copia el archivo desde su origen a otro disco",
+    ),
+    errno.ENAMETOOLONG: _Refusal("nombre de archivo demasiado largo"),
+    errno.EMFILE: _Refusal("demasiados archivos abiertos"),
+    errno.ELOOP: _Refusal(
+        "el enlace simbólico da vueltas en círculo", "corrige el enlace o quítalo de la carpeta"
+    ),
+    errno.ENOMEM: _Refusal("no hay memoria suficiente"),
+    errno.ESTALE: _Refusal(
+        "el servidor de archivos ya no lo encuentra",
+        "comprueba que el archivo sigue en el servidor y repite el comando",
+    ),
+    errno.ENOTCONN: _Refusal(
+        "la carpeta de red está desconectada",
+        "vuelve a montar la carpeta de red y repite el comando",
+    ),
+    errno.ETIMEDOUT: _Refusal(
+        "el servidor de archivos no responde", "espera a que responda y repite el comando"
+    ),
 }
+
+
+def refusal_of(error: OSError) -> _Refusal:
+    return OS_REFUSALS.get(error.errno or 0) or _Refusal(error.strerror or str(error))
 
 
 def explain_os_error(error: OSError) -> str:
     """Return in Spanish why the system refused, or its own words for the rarer reasons."""
-    return SPANISH_ERRORS.get(error.errno or 0) or error.strerror or str(error)
+    return refusal_of(error).words
 
 
 # ---------------------------------------------------------------------------------------------
@@ -305,11 +330,7 @@ def sync_folder(path: Path) -> bool:
     if os.name == "nt":
         return False
     try:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_path(path)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
             return False
@@ -480,10 +501,13 @@ def free_disk_bytes(folder: Path) -> int:
 
 
 class _Reason(NamedTuple):
-    """What the user reads; {error} is the error's text."""
+    """What the user reads; {error} in the problem is for the error's text."""
 
     problem: str
     hint: str
+
+    def about(self, text: str) -> _Reason:
+        return self._replace(problem=self.problem.replace("{error}", text))
 
 
 COPY_AGAIN = "vuelve a copiar el archivo desde su origen o genera de nuevo el batch"
@@ -493,28 +517,28 @@ def read_by(library: str) -> str:
     return f"cárgalo con {library} y guarda la lista de traces con pickle.dump"
 
 
-_ENVIRONMENT = "ejecuta el script en el entorno de Python que creó el archivo"
-COPY_BYTES = "usa --low-memory, que copia los traces sin cargarlos"
-SAME_ENVIRONMENT = f"{_ENVIRONMENT}, o usa --low-memory, que no necesita sus módulos"
-
-LOAD_MEMORY = _Reason(
-    "no hay memoria suficiente para cargarlo entero",
-    "usa --low-memory, que divide el archivo sin cargarlo",
+LOW_MEMORY = "--low-memory"  # named in a hint only where it is a way out
+COPY_BYTES = f"usa {LOW_MEMORY}, que copia los traces sin cargarlos"
+_SAME_ENVIRONMENT = (
+    "ejecuta el script en el entorno de Python que creó el archivo, "
+    f"o usa {LOW_MEMORY}, que no necesita sus módulos"
 )
-_TRUNCATED = _Reason("está truncado: termina antes de tiempo", COPY_AGAIN)
+
+_LOAD_MEMORY = _Reason(
+    "no hay memoria suficiente para cargarlo entero",
+    f"usa {LOW_MEMORY}, que divide el archivo sin cargarlo",
+)
 _CUT_PICKLE = _Reason("está truncado o dañado: termina antes de tiempo", COPY_AGAIN)
 _NO_PICKLE = _Reason("no es un pickle o está dañado ({error})", COPY_AGAIN)
-_BAD_GZIP = _Reason("el gzip está dañado ({error})", COPY_AGAIN)
-_UNREADABLE = _Reason("no se puede leer ({error})", "comprueba los permisos y el disco")
 _BROKEN_LINK = _Reason(
     "es un enlace simbólico roto: «{error}» no existe", "corrige el enlace o quítalo de la carpeta"
 )
-_MISSING_CODE = _Reason("falta código que sus traces necesitan ({error})", SAME_ENVIRONMENT)
-_CODE_FAILS = _Reason("el código de sus traces falla al cargarlos ({error})", SAME_ENVIRONMENT)
-BY_VALUE = _Reason("contiene funciones o clases guardadas con {module}", COPY_BYTES)
+_MISSING_CODE = _Reason("falta código que sus traces necesitan ({error})", _SAME_ENVIRONMENT)
+_CODE_FAILS = _Reason("el código de sus traces falla al cargarlos ({error})", _SAME_ENVIRONMENT)
+BY_VALUE = _Reason("contiene funciones o clases guardadas con {error}", COPY_BYTES)
 _PYTHON_2 = _Reason(
     "contiene textos de Python 2, que Python 3 no carga sin saber su codificación",
-    "usa --low-memory, que los copia como están (se cargan con pickle.load y encoding='latin1')",
+    f"usa {LOW_MEMORY}, que los copia como están (se cargan con pickle.load y encoding='latin1')",
 )
 _EXTENSION = _Reason("usa códigos de copyreg que aquí no están registrados ({error})", COPY_BYTES)
 PERSISTENT_IDS = _Reason(
@@ -528,34 +552,24 @@ OUT_OF_BAND = _Reason(
 JOBLIB = _Reason("lo escribió joblib.dump, no pickle.dump", read_by("joblib.load"))
 _NO_GPU = _Reason(
     "contiene tensores de una GPU que aquí no se puede usar ({error})",
-    "usa --low-memory, que no los carga, o ejecuta el script en una máquina con esa GPU",
+    f"usa {LOW_MEMORY}, que no los carga, o ejecuta el script en una máquina con esa GPU",
 )
 _FULL_GPU = _Reason(
     "no hay memoria suficiente en la GPU a la que van sus tensores",
-    "usa --low-memory, que no los carga, o libera la GPU (nvidia-smi dice quién la ocupa)",
+    f"usa {LOW_MEMORY}, que no los carga, o libera la GPU (nvidia-smi dice quién la ocupa)",
 )
 _TOO_DEEP = _Reason("sus traces están anidados a demasiada profundidad", COPY_BYTES)
 _NOT_PICKLABLE = _Reason(
     "sus traces no se pueden volver a guardar con pickle ({error})", COPY_BYTES
 )
 
-NO_MEMORY = _Reason("no hay memoria suficiente", "cierra otros programas o prueba con --low-memory")
+NO_MEMORY = _Reason(
+    "no hay memoria suficiente", f"cierra otros programas o prueba con {LOW_MEMORY}"
+)
 MORE_DATA = _Reason(
     "hay más datos después del primer pickle", "guarda cada lista en su propio archivo"
 )
 NO_TRACES = _Reason("la lista de traces está vacía", "no hay nada que dividir: apártalo")
-_SAVE_A_LIST = "guarda los traces como una lista (list)"
-
-_READ_HINTS = {
-    errno.EACCES: "comprueba los permisos del archivo y de sus carpetas (ls -l)",
-    errno.EPERM: "comprueba los permisos del archivo y de sus carpetas (ls -l)",
-    errno.ENOENT: "comprueba si alguien lo ha movido o borrado",
-    errno.ELOOP: "corrige el enlace o quítalo de la carpeta",
-    errno.ESTALE: "comprueba que el archivo sigue en el servidor y repite el comando",
-    errno.ENOTCONN: "vuelve a montar la carpeta de red y repite el comando",
-    errno.ETIMEDOUT: "espera a que responda y repite el comando",
-    errno.EIO: "parece un fallo del disco: copia el archivo desde su origen a otro disco",
-}
 
 # What the C unpickler itself says of bytes that make no sense, where others raise this type, too.
 _UNPICKLER_WORDS = ("unsupported pickle protocol", "invalid literal for", "could not convert")
@@ -639,23 +653,16 @@ def is_explained(error: BaseException) -> bool:
     return known or _origin_of(error) is not Origin.OURS
 
 
-def _explain_os_error(error: OSError, path: Path) -> tuple[_Reason, str]:
-    if error.errno == errno.ENOENT and path.is_symlink():
-        return _BROKEN_LINK, os.readlink(path)
-    hint = _READ_HINTS.get(error.errno or 0, _UNREADABLE.hint)
-    return _UNREADABLE._replace(hint=hint), explain_os_error(error)
-
-
-def _explain_file(error: BaseException, path: Path) -> tuple[_Reason, str]:
-    """Return the reason, and the text for it, of an error of our own reader or walker."""
-    cause = (isinstance(error, StreamError) and error.__cause__) or error
-    if isinstance(cause, OSError):
-        return _explain_os_error(cause, path)
-    if isinstance(cause, EOFError):
-        return (_TRUNCATED if isinstance(error, StreamError) else _CUT_PICKLE), ""
-    if isinstance(cause, GZIP_ERRORS):
-        return _BAD_GZIP, str(cause)
-    return _NO_PICKLE, _text_of(cause)
+def _explain_file(error: BaseException, path: Path) -> _Reason:
+    """Return the reason of an error of our own reader or walker."""
+    if isinstance(error, StreamError) and error.errno is None:
+        return _Reason(str(error), COPY_AGAIN)
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOENT and path.is_symlink():
+            return _BROKEN_LINK.about(os.readlink(path))
+        words, hint = refusal_of(error)
+        return _Reason(f"no se puede leer ({words})", hint)
+    return _CUT_PICKLE if isinstance(error, EOFError) else _NO_PICKLE
 
 
 def _explain_gpu(error: BaseException) -> Optional[_Reason]:
@@ -680,36 +687,37 @@ def _explain_unpickler(error: BaseException) -> Optional[_Reason]:
     return _NO_PICKLE if isinstance(error, own) else None
 
 
-def _explain_missing(error: ImportError) -> _Reason:
-    module = (error.name or "").split(".")[0]
-    if module in _BY_VALUE_MODULES:  # where it is installed, the default mode could not dump them
-        return BY_VALUE._replace(problem=BY_VALUE.problem.replace("{module}", module))
-    return _MISSING_CODE
-
-
-def _explain_load(error: BaseException) -> _Reason:
+def _explain_load(error: BaseException, path: Path) -> tuple[_Reason, str]:
+    """Return the reason, and the text that it is about."""
+    text = _text_of(error)
+    if isinstance(error, StreamError):
+        return _explain_file(error, path), text
+    if lacks_memory(error):
+        return _LOAD_MEMORY, text
     origin = _origin_of(error)
+    if origin is Origin.OURS:
+        return _explain_file(error, path), text
     if gpu := _explain_gpu(error):
-        return gpu
+        return gpu, text
     if isinstance(error, ImportError):
-        return _explain_missing(error)
+        module = (error.name or "").split(".")[0]
+        by_value = module in _BY_VALUE_MODULES  # installed, the default mode could not dump them
+        return (BY_VALUE, module) if by_value else (_MISSING_CODE, text)
     if origin is Origin.LOOKUP and isinstance(error, AttributeError):
-        return _MISSING_CODE
-    return (origin is Origin.PICKLE and _explain_unpickler(error)) or _CODE_FAILS
+        return _MISSING_CODE, text
+    return (origin is Origin.PICKLE and _explain_unpickler(error)) or _CODE_FAILS, text
 
 
 def load_error(path: Path, error: BaseException) -> LoadError:
     """Return what the user reads of an error that reading or loading path has raised."""
-    text = _text_of(error)
-    if isinstance(error, StreamError):
-        reason, text = _explain_file(error, path)
-    elif lacks_memory(error):
-        reason = LOAD_MEMORY
-    elif _origin_of(error) is Origin.OURS:
-        reason, text = _explain_file(error, path)
-    else:
-        reason = _explain_load(error)
-    return LoadError(path, reason.problem.format(error=text), reason.hint)
+    reason, text = _explain_load(error, path)
+    return LoadError(path, *reason.about(text))
+
+
+def may_come_of_damage(error: BaseException, path: Path) -> bool:
+    """Return whether odd values may be why code failed: a gzip tells only at its end."""
+    reason, _ = _explain_load(error, path)
+    return reason in (_MISSING_CODE, _CODE_FAILS) and not isinstance(error, ImportError)
 
 
 def explain_dump(error: BaseException) -> Optional[_Reason]:
@@ -719,12 +727,12 @@ def explain_dump(error: BaseException) -> Optional[_Reason]:
     reason = _explain_gpu(error) or _NOT_PICKLABLE
     if isinstance(error, RecursionError):
         reason = _TOO_DEEP
-    return reason._replace(problem=reason.problem.format(error=_text_of(error)))
+    return reason.about(_text_of(error))
 
 
 def not_a_list(path: Path, found: str) -> LoadError:
     """Return the refusal of a top object; found: its type and, where known, its length."""
-    hint = _SAVE_A_LIST
+    hint = "guarda los traces como una lista (list)"
     if found.startswith("tuple"):
         hint = f"una tupla suele ser (traces, etiquetas): {hint}, aparte de lo demás"
     return LoadError(path, f"contiene un objeto {found}, no una lista de traces", hint)
@@ -873,7 +881,7 @@ class TrackedFile(io.FileIO):
         try:
             n_bytes = super().readinto(buffer) or 0
         except OSError as error:
-            raise StreamError(explain_os_error(error)) from error
+            raise StreamError(error.errno, error.strerror) from error
         self._on_read(memoryview(buffer)[:n_bytes])
         return n_bytes
 
@@ -891,28 +899,22 @@ def _inflate(file: io.BufferedReader[Any]) -> Generator[bytes, None, None]:
         if len(data) < _DEFLATED_BYTES:  # isal takes no header that is cut in two
             data += file.read(_DEFLATED_BYTES)
         if not data.startswith(GZIP_MAGIC):  # isal would wait for the rest of a header
-            raise _damaged_gzip(zlib.error("hay datos que no son gzip después del final"))
+            raise StreamError("el gzip está dañado (hay datos que no son gzip después del final)")
         member = deflate_library.decompressobj(_GZIP_WBITS)
         while not member.eof:
             data = data or file.read(_DEFLATED_BYTES)
             if not data:
-                raise StreamError("está truncado") from EOFError("gzip member is cut off")
+                raise StreamError("está truncado: termina antes de tiempo")
             try:
                 piece = member.decompress(data, _INFLATED_BYTES)
             except GZIP_ERRORS as error:
-                raise _damaged_gzip(error) from error
+                raise StreamError(f"el gzip está dañado ({error})") from error
             data = member.unconsumed_tail
             if piece:  # an empty one would be the end to who reads
                 yield piece
         data = member.unused_data.lstrip(b"\0")  # tapes, and gzip -t, allow zeros after a member
         while not data and (more := file.read(_DEFLATED_BYTES)):
             data = more.lstrip(b"\0")
-
-
-def _damaged_gzip(error: Exception) -> StreamError:
-    damaged = StreamError(f"el gzip está dañado ({error})")
-    damaged.__cause__ = error
-    return damaged
 
 
 class PieceReader(io.RawIOBase):
@@ -1230,7 +1232,7 @@ class _Unpickler(pickle.Unpickler):
             problem = f"necesita «{name}», definido en el script que creó el archivo (__main__)"
             raise LoadError(self._path, problem, COPY_BYTES)
         if module in ("builtins", "__builtin__") and name == "__main__":  # dill's word for it
-            raise LoadError(self._path, BY_VALUE.problem.format(module="dill"), COPY_BYTES)
+            raise LoadError(self._path, *BY_VALUE.about("dill"))
         if module.endswith("joblib.numpy_pickle"):  # raw bytes of an array follow
             raise LoadError(self._path, *JOBLIB)
         return super().find_class(module, name)
@@ -1261,24 +1263,15 @@ def _describe(value: object) -> str:
         return type(value).__name__
 
 
-def _verify_rest(stream: io.BufferedReader[Any]) -> None:
-    """Read on to the end, which verifies the gzip; raise StreamError where it is damaged."""
+def _find_damage(stream: io.BufferedReader[Any]) -> Optional[StreamError]:
+    """Read on to the end, which verifies a gzip; return what is wrong with it."""
     rest = bytearray(BLOCK_BYTES)
-    while isinstance(stream.raw, PieceReader) and stream.readinto(rest):
-        pass
-
-
-def _explain_failed_load(
-    error: BaseException, stream: io.BufferedReader[Any], path: Path
-) -> LoadError:
-    """Return why the load failed; a gzip that is damaged is the better reason for odd values."""
-    explained = load_error(path, error)
-    if explained.hint == SAME_ENVIRONMENT and not isinstance(error, ImportError):
-        try:
-            _verify_rest(stream)
-        except StreamError as damaged:
-            return load_error(path, damaged)
-    return explained
+    try:
+        while isinstance(stream.raw, PieceReader) and stream.readinto(rest):
+            pass
+    except StreamError as error:
+        return error
+    return None
 
 
 def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
@@ -1297,7 +1290,8 @@ def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
     except BaseException as error:  # a pickle runs code, which may raise anything
         if not is_explained(error):
             raise
-        raise _explain_failed_load(error, stream, path) from error
+        damage = _find_damage(stream) if may_come_of_damage(error, path) else None
+        raise load_error(path, damage or error) from error
     if more:
         raise LoadError(path, *MORE_DATA)
     if type(traces) is not list:
@@ -3286,7 +3280,7 @@ def validate_parts(
     for sub_batch in failed:  # some objects load in the main thread only
         if error := check(sub_batch):
             problem = f"la validación falló: está bien escrito, pero no se carga: {error.problem}"
-            hint = error.hint if error.hint == LOAD_MEMORY.hint else COPY_BYTES
+            hint = error.hint if lacks_memory(error) else COPY_BYTES
             if count_traces is count_walked:
                 hint = _REPORT_HINT
             raise ValidationError(sub_batch.part, problem, hint) from error
@@ -3426,9 +3420,9 @@ def _explaining_unreadable_set(source: Source) -> Iterator[None]:
         yield
     except LoadError as error:
         if error.path == source.path:
-            hint = error.hint.replace("--low-memory", "--low-memory (si así se dividió)")
+            hint = error.hint.replace(LOW_MEMORY, f"{LOW_MEMORY} (si así se dividió)")
             raise LoadError(error.path, error.problem, hint) from error
-        if error.hint == LOAD_MEMORY.hint:  # says nothing of the set
+        if lacks_memory(error):  # says nothing of the set
             raise LoadError(source.path, *NO_MEMORY) from error
         problem = f"{error.path.name} no se puede leer: {error.problem}"
         raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
@@ -3852,7 +3846,7 @@ def explain_unwritable(folder: Path) -> Optional[str]:
     is none of that, access(2) is asked.
     """
     if folder.is_symlink() and not folder.exists():  # the disk behind it may not be there
-        return SPANISH_ERRORS[errno.ENOENT]
+        return OS_REFUSALS[errno.ENOENT].words
     folder = nearest_folder(folder)
     try:
         os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
@@ -3861,7 +3855,7 @@ def explain_unwritable(folder: Path) -> Optional[str]:
     except OSError as error:
         if error.errno not in _NO_UNNAMED_FILES:
             return explain_os_error(error)
-    return None if os.access(folder, os.W_OK | os.X_OK) else SPANISH_ERRORS[errno.EACCES]
+    return None if os.access(folder, os.W_OK | os.X_OK) else OS_REFUSALS[errno.EACCES].words
 
 
 def residual_parts(output_dir: Path) -> tuple[int, int]:
