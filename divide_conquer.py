@@ -61,10 +61,10 @@ import time
 import traceback
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType, FunctionType, TracebackType
+from types import FrameType, FunctionType
 from typing import (
     Any,
     BinaryIO,
@@ -945,21 +945,6 @@ class PieceReader(io.RawIOBase):
         super().close()
 
 
-@contextlib.contextmanager
-def open_stream(file: TrackedFile) -> Iterator[io.BufferedReader[Any]]:
-    """Give the decompressed bytes of file, from its beginning, and close it.
-
-    Read to the end, as only that verifies the last CRC-32.
-    """
-    # A small buffer: larger reads of the unpickler then go past it, straight to what is below.
-    with io.BufferedReader(file, _PICKLE_READ_BYTES) as buffered:
-        if not buffered.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC):
-            yield buffered
-            return
-        with io.BufferedReader(PieceReader(_inflate(buffered)), _PICKLE_READ_BYTES) as inflated:
-            yield inflated
-
-
 def _deflate_alone(setting: tuple[Any, int, int], data: memoryview) -> bytes:
     library, level, strategy = setting
     codec = library.compressobj(level, zlib.DEFLATED, _RAW_WBITS, _MEM_LEVEL, strategy)
@@ -1074,7 +1059,74 @@ class GzipWriter:
         return block
 
 
-SUFFIXES = (".pkl", ".pkl.gz")
+class _PlainWriter:
+    """What GzipWriter is for .pkl.gz, for a file that holds the pickle as it is."""
+
+    def __init__(self, sink: Writable, *_: object) -> None:
+        self.write = sink.write
+
+    def close(self) -> None:
+        pass
+
+
+class Codec(NamedTuple):
+    """A form of file, and all that depends on it.
+
+    magic: what its bytes begin with, whatever its name.  is_stamped: whether its header can hold a
+    Stamp.  memory_ratio: what a loaded batch takes, to its size on disk (tensors deflate by a
+    fifth, and 4 % more is overhead).
+    """
+
+    suffix: str
+    magic: bytes
+    inflate: Optional[Callable[[io.BufferedReader[Any]], Generator[bytes, None, None]]]
+    writer: Callable[[Writable, bytes, Executor, int], Union[GzipWriter, _PlainWriter]]
+    is_stamped: bool
+    memory_ratio: float
+
+
+# Another compression would be added here; what begins with no magic is taken for PLAIN.
+GZIP = Codec(".pkl.gz", GZIP_MAGIC, _inflate, GzipWriter, True, 1.3)
+PLAIN = Codec(".pkl", b"", None, _PlainWriter, False, 1.1)
+CODECS = (GZIP, PLAIN)
+
+
+def batch_stem(name: str) -> Optional[str]:
+    """Return name without .pkl or .pkl.gz, or None where it is not the name of a batch."""
+    for codec in CODECS:
+        if name.endswith(codec.suffix) and name != codec.suffix:
+            return name[: -len(codec.suffix)]
+    return None
+
+
+def codec_of(path: Path) -> Codec:
+    """Return the codec that a name of a batch or a sub-batch says."""
+    return next(codec for codec in CODECS if path.name.endswith(codec.suffix))
+
+
+@contextlib.contextmanager
+def open_stream(file: TrackedFile) -> Iterator[io.BufferedReader[Any]]:
+    """Give the decompressed bytes of file, from its beginning, and close it.
+
+    Read to the end, as only that verifies the last CRC-32.
+    """
+    # A small buffer: larger reads of the unpickler then go past it, straight to what is below.
+    with io.BufferedReader(file, _PICKLE_READ_BYTES) as buffered:
+        start = buffered.peek(max(len(codec.magic) for codec in CODECS))
+        codec = next(codec for codec in CODECS if start.startswith(codec.magic))
+        if codec.inflate is None:
+            yield buffered
+            return
+        pieces = PieceReader(codec.inflate(buffered))
+        with io.BufferedReader(pieces, _PICKLE_READ_BYTES) as inflated:
+            yield inflated
+
+
+def open_metered(
+    file: Union[Path, int], meter: Meter
+) -> contextlib.AbstractContextManager[io.BufferedReader[Any]]:
+    """Give the decompressed bytes of file, and count those that are read of it."""
+    return open_stream(TrackedFile(file, lambda piece: meter.add(len(piece))))
 
 
 def absolute(path: Union[str, os.PathLike[str]]) -> Path:
@@ -1083,14 +1135,6 @@ def absolute(path: Union[str, os.PathLike[str]]) -> Path:
     Not os.path.abspath: where a folder is a link, link/../x is another file than x.
     """
     return Path.cwd() / path
-
-
-def batch_stem(name: str) -> Optional[str]:
-    """Return name without .pkl or .pkl.gz, or None where it is not the name of a batch."""
-    for suffix in SUFFIXES:
-        if name.endswith(suffix) and name != suffix:
-            return name[: -len(suffix)]
-    return None
 
 
 class FileIdentity(NamedTuple):
@@ -1137,8 +1181,7 @@ class Source:
         meter = Meter(self._progress, Phase.LOAD, self.identity.size_bytes)
         self._progress = ignore_progress
         try:
-            file = TrackedFile(self._fd, lambda piece: meter.add(len(piece)))
-            with open_stream(file) as stream:
+            with open_metered(self._fd, meter) as stream:
                 yield stream
         except StreamError as error:  # the very first read looks for gzip
             raise load_error(self.path, error) from error
@@ -2690,9 +2733,9 @@ class IndexedBatch:
 #     what is on disk                           what the next run sees (SetState)
 #     nothing, or x_sub000*.part                ABSENT: removes the parts
 #       | rename 1, 2, ...; sync the folder
-#     x_sub0001, ..., x_sub0000.part            INTERRUPTED: removes all, part 0 last
+#     x_sub0001, ..., x_sub0000.part            HALF_PUBLISHED: removes all, part 0 last
 #       | rename 0; sync the folder
-#     x_sub0000, x_sub0001, ...                 WHOLE, or FOREIGN if it is not of this source
+#     x_sub0000, x_sub0001, ...                 WHOLE, or MISFIT if it is not all of this source
 #
 # A power cut may lose renames since the last sync, in any order; with number 0 last, and a sync
 # before it, the folder never shows a 0 without the others.  Whatever else is there is BROKEN: no
@@ -2703,8 +2746,9 @@ _UNCACHE_BYTES = 32 << 20
 SPACE_HINT = "comprueba el espacio (df -h) y los permisos de la carpeta de salida, o elige otra"
 
 
+_ANY_SUFFIX = "|".join(re.escape(codec.suffix) for codec in CODECS)
 SUB_BATCH_NAME = re.compile(
-    r"(?P<stem>.+)_sub(?P<number>[0-9]+)\.pkl(?:\.gz)?(?P<part>\.part)?", re.DOTALL
+    rf"(?P<stem>.+)_sub(?P<number>[0-9]+)(?:{_ANY_SUFFIX})(?P<part>\.part)?", re.DOTALL
 )
 
 
@@ -2719,8 +2763,8 @@ class SetState(enum.Enum):
 
     ABSENT = "nothing but, perhaps, parts of a run that was killed"
     WHOLE = "all sub-batches, and made from this original, as far as they tell"
-    FOREIGN = "sub-batches that are not whole, or of another original: see _FoundSet.problem"
-    INTERRUPTED = "a publish of this source that was killed before its last rename"
+    MISFIT = "number 0 and others, but not all, or of another original: see _FoundSet.problem"
+    HALF_PUBLISHED = "a publish of this source that was killed before its last rename"
     BROKEN = "anything else: sub-batches that no run of this script leaves"
 
 
@@ -2743,7 +2787,7 @@ class SourceMark(NamedTuple):
     def of(cls, identity: FileIdentity) -> SourceMark:
         return cls(identity.size_bytes, identity.mtime_ns)
 
-    def is_of(self, stamp: Stamp) -> bool:
+    def matches(self, stamp: Stamp) -> bool:
         seconds = (self.mtime_ns // 10**9) & 0xFFFFFFFF
         near = abs(stamp.original_mtime - seconds) * 10**9 <= MTIME_TOLERANCE_NS
         return stamp.original_bytes == self.size_bytes and near
@@ -2756,10 +2800,10 @@ def _same_mtime(path: Path, mtime_ns: int) -> bool:
     return abs(found_ns - mtime_ns) <= tolerance_ns
 
 
-def _is_of_mark(path: Path, mark: SourceMark) -> bool:
+def _matches(path: Path, mark: SourceMark) -> bool:
     """Return whether a sub-batch, or a part of one, is of the source with this mark."""
     stamp = read_stamp(path)
-    return mark.is_of(stamp) if stamp else _same_mtime(path, mark.mtime_ns)
+    return mark.matches(stamp) if stamp else _same_mtime(path, mark.mtime_ns)
 
 
 def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
@@ -2767,7 +2811,7 @@ def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
     for path in finals:
         if not path.stat().st_size:
             return f"{path.name} está vacío"
-    if finals[0].suffix != ".gz":  # no stamps: the date is all that tells
+    if not codec_of(finals[0]).is_stamped:  # the date is all that tells
         if not _same_mtime(finals[0], mark.mtime_ns):
             return f"{finals[0].name} procede de un original con otra fecha de modificación"
         return ""
@@ -2776,7 +2820,7 @@ def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
         stamp = read_stamp(path)
         if stamp is None:
             return f"{path.name} no lleva el sello de este programa"
-        if not mark.is_of(stamp):
+        if not mark.matches(stamp):
             return f"{path.name} procede de otro original (otro tamaño u otra fecha)"
         if stamp.first != expected:
             return f"{path.name} no sigue al anterior: sus traces empiezan en el {stamp.first}"
@@ -2800,17 +2844,18 @@ def find_set(output_dir: Path, stem: str, mark: SourceMark) -> _FoundSet:
         state = SetState.ABSENT
     elif numbered[0][0] != 0:
         has_first_part = bool(parts) and numbered_parts[0][0] == 0
-        ours = has_first_part and all(_is_of_mark(p, mark) for p in [parts[0], *finals])
-        state = SetState.INTERRUPTED if ours else SetState.BROKEN
+        ours = has_first_part and all(_matches(p, mark) for p in [parts[0], *finals])
+        state = SetState.HALF_PUBLISHED if ours else SetState.BROKEN
     elif [number for number, _ in numbered] != list(range(len(finals))) or len(
         {path.suffix for path in finals}
     ) > 1:
         state = SetState.BROKEN
     else:
         problem = _find_problem(finals, mark)
-        if parts and finals[0].suffix != ".gz":  # where folders cannot be synced, after a power cut
+        # After a power cut where folders cannot be synced; stamps would tell that one is missing.
+        if parts and not codec_of(finals[0]).is_stamped:
             problem = problem or f"junto a él queda {parts[0].name}, sin terminar"
-        state = SetState.FOREIGN if problem else SetState.WHOLE
+        state = SetState.MISFIT if problem else SetState.WHOLE
     return _FoundSet(state, finals, parts, problem)
 
 
@@ -2823,14 +2868,14 @@ def refuse_or_skip(source: Path, found: _FoundSet, *, skip_existing: bool) -> bo
             f"la salida contiene un conjunto incompleto o mezclado ({names}…)",
             "compruébalo y apártalo, o elige otra carpeta de salida",
         )
-    if found.state is SetState.FOREIGN and skip_existing:
+    if found.state is SetState.MISFIT and skip_existing:
         raise OutputError(
             source,
             f"lo que hay en la salida no es su conjunto completo: {found.problem}",
             "mira si el original cambió o se copió sin su fecha; aparta esos sub-batches o elige "
             "otra carpeta de salida",
         )
-    if found.state in (SetState.FOREIGN, SetState.WHOLE) and not skip_existing:
+    if found.state in (SetState.MISFIT, SetState.WHOLE) and not skip_existing:
         raise OutputError(
             source,
             f"sus sub-batches ya existen ({found.finals[0].name}…)",
@@ -2872,21 +2917,38 @@ def _names_open_file(path: Path, fd: int) -> bool:
         return False
 
 
+class Fingerprint(NamedTuple):
+    """What tells that a name still has the file that was put there, whatever it was renamed from.
+
+    The inode alone would not do: the system gives that of a removed file to the next one.
+    """
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Fingerprint:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 @dataclasses.dataclass(frozen=True)
 class SubBatch:
     """One written sub-batch: where it is, where it goes, and what must be read back from it.
 
-    crc32, size_bytes: of the file as written.  pickled_bytes: before compression.
+    crc32, fingerprint: of the file as written.  pickled_bytes: before compression.
     """
 
     part: Path
     final: Path
     n_traces: int
-    size_bytes: int
     pickled_bytes: int
     crc32: int
-    inode: int
-    mtime_ns: int
+    fingerprint: Fingerprint
+
+    @property
+    def size_bytes(self) -> int:
+        return self.fingerprint.size_bytes
 
 
 class _PartFile:
@@ -2897,9 +2959,8 @@ class _PartFile:
 
     def __init__(self, path: Path, mode: int) -> None:
         self.path = path
-        self.size_bytes = 0
         self.crc32 = 0
-        self.mtime_ns = 0
+        self._size_bytes = 0
         self._uncached_bytes = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         self._file = open(os.open(path, flags, mode), "wb")  # noqa: SIM115  finish or close do
@@ -2907,16 +2968,16 @@ class _PartFile:
 
     def write(self, data: Union[bytes, memoryview]) -> None:
         self.crc32 = deflate_library.crc32(data, self.crc32)
-        self.size_bytes += len(data)
+        self._size_bytes += len(data)
         self._file.write(data)
-        if self.size_bytes - self._uncached_bytes >= _UNCACHE_BYTES:
-            self._uncached_bytes = self.size_bytes
+        if self._size_bytes - self._uncached_bytes >= _UNCACHE_BYTES:
+            self._uncached_bytes = self._size_bytes
             drop_page_cache(self._file.fileno())
 
-    def finish(self, mtime_ns: Optional[int]) -> Optional[OSError]:
+    def finish(self, mtime_ns: Optional[int]) -> tuple[Fingerprint, Optional[OSError]]:
         """Put the file on disk, with this modification time if any, and close it.
 
-        Returns why the time could not be set, if so: it costs --skip-existing, not a trace.
+        Returns also why the time could not be set: it costs --skip-existing, not a trace.
         """
         self._file.flush()
         refused = None
@@ -2927,10 +2988,10 @@ class _PartFile:
         except OSError as error:
             refused = error
         sync_file(self._file.fileno())
-        self.mtime_ns = os.fstat(self._file.fileno()).st_mtime_ns
+        found = Fingerprint.of(os.fstat(self._file.fileno()))
         drop_page_cache(self._file.fileno())
         self._file.close()
-        return refused
+        return found._replace(size_bytes=self._size_bytes), refused
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # only after a failure, which is already being told
@@ -2950,64 +3011,53 @@ def _remove(paths: Sequence[Path]) -> list[Path]:
     return stuck
 
 
-class OutputSet:
-    """The set of one source, being made: locked on entry; on an error nothing of it remains.
+class StemLock:
+    """Keeps the runs of other processes away from the set of one source; makes its folder.
 
-    1. ``resolve`` looks at what is there and clears what a killed run left.
-    2. ``create_part`` makes the parts.
-    3. ``publish`` gives them their names; after it, leaving with an error removes nothing.
+    is_held: not so where locks do not work; parts are still created exclusively.
+    is_folder_durable: whether the names of the folders that it made are on disk.
     """
 
-    def __init__(self, source: Source, output_dir: Path, suffix: str) -> None:
-        self.stem = source.stem
-        self.folder = output_dir
-        self.suffix = suffix
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.folder = folder
+        self.is_held = False
+        self.is_folder_durable = False
         self.warnings: list[str] = []
         self._source = source.path
-        self._mark = SourceMark.of(source.identity)
-        self._mode = stat.S_IMODE(source.mode)  # what is private stays so
         # .part, so that no loader's glob takes it for a sub-batch.
-        self._lock_path = output_dir / f"{self.stem}.lock{PART_SUFFIX}"
-        self._lock_fd = -1
-        self._locked = False
-        self._folder_durable = True
-        # Of the parts of this run, by inode: size and time, once they are closed.  The inode alone
-        # would not do, since the system gives that of a file that somebody removed to the next one.
-        self._made: dict[int, Optional[tuple[int, int]]] = {}
-        self._armed = False  # whether an error removes them
+        self._path = folder / f"{source.stem}.lock{PART_SUFFIX}"
+        self._fd = -1
 
-    def __enter__(self) -> OutputSet:
+    def __enter__(self) -> StemLock:
+        """Raise OutputError where another process has the lock."""
         with saving(self.folder):
-            self._folder_durable = _make_folder(self.folder)
-            self._lock()
+            self.is_folder_durable = _make_folder(self.folder)
+            self._take()
         return self
 
-    def __exit__(
-        self,
-        exc_type: Optional[type[BaseException]],
-        exc: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        leftovers: list[Path] = []
-        try:
-            leftovers += self._roll_back()
-        finally:  # Ctrl-C in a notebook must not leave the stem locked as long as that lives
-            leftovers += self._unlock()
-        if exc is not None:
-            exc.leftovers = tuple(leftovers)  # type: ignore[attr-defined]
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
+        """Remove the file, if it is still ours: where it stays, the next run locks it again."""
+        with contextlib.ExitStack() as lock:
+            lock.callback(os.close, self._fd)
+            is_ours = self.owns_stem()
+            if os.name == "nt":  # where no open file can be removed
+                lock.close()
+            stuck = _remove([self._path]) if is_ours else []
+        self.warnings += [f"no se pudo quitar {path.name}" for path in stuck]
+        if error is not None:
+            error.leftovers = (*getattr(error, "leftovers", ()), *stuck)  # type: ignore[attr-defined]
 
-    def _lock(self) -> None:
-        """Lock the stem, where locks work; raise OutputError where another process has."""
+    def _take(self) -> None:
         for _ in range(2):  # its owner may remove it between our open and our lock
-            self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-            is_locked = lock_file(self._lock_fd)
-            if is_locked is None:  # parts are still created exclusively
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            is_locked = lock_file(self._fd)
+            if is_locked is None:
                 return
             # The last owner removes the file before it lets go: what is locked may have no name.
-            if is_locked and _names_open_file(self._lock_path, self._lock_fd):
-                self._locked = True
+            if is_locked and _names_open_file(self._path, self._fd):
+                self.is_held = True
                 return
-            os.close(self._lock_fd)
+            os.close(self._fd)
             if not is_locked:
                 break
         raise OutputError(
@@ -3016,23 +3066,42 @@ class OutputSet:
             "espera a que termine y repite el comando con --skip-existing",
         )
 
-    def _unlock(self) -> list[Path]:
-        """Remove the lock, if it is still ours: where it stays, the next run locks it again."""
-        with contextlib.ExitStack() as lock:
-            lock.callback(os.close, self._lock_fd)
-            is_ours = self._owns_stem()
-            if os.name == "nt":  # where no open file can be removed
-                lock.close()
-            stuck = _remove([self._lock_path]) if is_ours else []
-        self.warnings += [f"no se pudo quitar {path.name}" for path in stuck]
-        return stuck
-
-    def _owns_stem(self) -> bool:
+    def owns_stem(self) -> bool:
         """Return whether the lock has still its name: who took it away may run in our place."""
         try:
-            return _names_open_file(self._lock_path, self._lock_fd)
+            return _names_open_file(self._path, self._fd)
         except OSError:
             return False
+
+
+class OutputSet:
+    """The set of one source, being made under its lock: on an error nothing of it remains.
+
+    1. ``resolve`` looks at what is there and clears what a killed run left.
+    2. ``create_part`` makes the parts.
+    3. ``publish`` gives them their names; after it, leaving with an error removes nothing.
+    """
+
+    def __init__(self, source: Source, lock: StemLock, codec: Codec) -> None:
+        self.stem = source.stem
+        self.folder = lock.folder
+        self.codec = codec
+        self.warnings = lock.warnings  # one list: what either has to say
+        self._lock = lock
+        self._source = source.path
+        self._mark = SourceMark.of(source.identity)
+        self._mode = stat.S_IMODE(source.mode)  # what is private stays so
+        # The parts of this run, by inode; None while they are written.
+        self._made: dict[int, Optional[Fingerprint]] = {}
+        self._armed = False  # whether an error removes them
+
+    def __enter__(self) -> OutputSet:
+        return self
+
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
+        leftovers = self._roll_back()
+        if error is not None:
+            error.leftovers = tuple(leftovers)  # type: ignore[attr-defined]
 
     def resolve(self, *, skip_existing: bool) -> bool:
         """Return whether the source is to be skipped; if not, leave nothing of its set.
@@ -3043,7 +3112,7 @@ class OutputSet:
             found = find_set(self.folder, self.stem, self._mark)
             if refuse_or_skip(self._source, found, skip_existing=skip_existing):
                 return True
-            if not self._locked and (found.parts or found.finals):
+            if not self._lock.is_held and (found.parts or found.finals):
                 names = ", ".join(path.name for path in found.finals + found.parts)
                 raise OutputError(
                     self._source,
@@ -3074,25 +3143,17 @@ class OutputSet:
     def finish_part(self, part: _PartFile, n_traces: int, pickled_bytes: int) -> SubBatch:
         """Put a written part on disk and return what is known of it."""
         with saving(part.path):
-            # A .pkl.gz has a stamp, and today's date: scratch disks delete by age.
-            is_stamped = part.path.name.endswith(".gz" + PART_SUFFIX)
-            refused = part.finish(None if is_stamped else self._mark.mtime_ns)
-        self._made[part.inode] = (part.size_bytes, part.mtime_ns)
+            # What has a stamp keeps today's date: scratch disks delete by age.
+            mtime_ns = None if self.codec.is_stamped else self._mark.mtime_ns
+            fingerprint, refused = part.finish(mtime_ns)
+        self._made[part.inode] = fingerprint
         if refused is not None:
             self.warnings.append(
                 f"{part.path.name} no lleva la fecha del original ({explain_os_error(refused)}): "
                 "--skip-existing no lo reconocerá"
             )
-        return SubBatch(
-            part=part.path,
-            final=part.path.with_suffix(""),
-            n_traces=n_traces,
-            size_bytes=part.size_bytes,
-            pickled_bytes=pickled_bytes,
-            crc32=part.crc32,
-            inode=part.inode,
-            mtime_ns=part.mtime_ns,
-        )
+        final = part.path.with_suffix("")
+        return SubBatch(part.path, final, n_traces, pickled_bytes, part.crc32, fingerprint)
 
     def publish(self, sub_batches: Sequence[SubBatch]) -> bool:
         """Rename all parts, the first one last; return whether their names are surely on disk.
@@ -3105,7 +3166,7 @@ class OutputSet:
                 self._rename(sub_batch)
             sync_folder(self.folder)  # all names but the first are on disk before it gets its own
             self._rename(first)
-            durable = sync_folder(self.folder) and self._folder_durable
+            durable = sync_folder(self.folder) and self._lock.is_folder_durable
         self._armed = False
         if not durable:
             self.warnings.append(
@@ -3127,9 +3188,8 @@ class OutputSet:
     def _is_ours(self, path: Path) -> bool:
         """Return whether a name is of a file of this run: another's may have taken it."""
         with contextlib.suppress(OSError):
-            status = os.lstat(path)
-            known = self._made.get(status.st_ino, (-1, -1))
-            return known is None or known == (status.st_size, status.st_mtime_ns)
+            now = Fingerprint.of(os.lstat(path))
+            return now.inode in self._made and self._made[now.inode] in (None, now)
         return False
 
     def _roll_back(self) -> list[Path]:
@@ -3145,7 +3205,7 @@ class OutputSet:
             found = find_set(self.folder, self.stem, self._mark)
         except OSError:  # the first error is told; the next run clears what is left
             return []
-        owns_stem = self._locked and self._owns_stem()
+        owns_stem = self._lock.is_held and self._lock.owns_stem()
         finals = [path for path in found.finals if self._is_ours(path)]
         # While the lock is ours, so is every part: one may have been made, but not noted.
         parts = [path for path in found.parts if owns_stem or self._is_ours(path)]
@@ -3179,19 +3239,20 @@ def _is_first(final: Path) -> bool:
     return match is not None and int(match["number"]) == 0
 
 
-def delete_source(source: Source, sub_batches: Sequence[SubBatch], durable: bool) -> Optional[str]:
+def delete_source(
+    source: Source, finals: Mapping[Path, Fingerprint], durable: bool
+) -> Optional[str]:
     """Delete it if it and its set are exactly as this run left them; else return why not."""
     if not durable:
         return "el sistema de archivos no garantiza que los sub-batches estén en el disco"
     source.close()  # Windows deletes no open file
     try:
-        for sub_batch in sub_batches:
-            status = os.lstat(sub_batch.final)
+        for final, fingerprint in finals.items():
+            status = os.lstat(final)
             if not stat.S_ISREG(status.st_mode) or os.path.samestat(status, os.lstat(source.path)):
-                return f"{sub_batch.final.name} es un enlace, quizá al propio original"
-            now = (status.st_ino, status.st_size, status.st_mtime_ns)
-            if now != (sub_batch.inode, sub_batch.size_bytes, sub_batch.mtime_ns):
-                return f"{sub_batch.final.name} ya no es el archivo que se escribió"
+                return f"{final.name} es un enlace, quizá al propio original"
+            if Fingerprint.of(status) != fingerprint:
+                return f"{final.name} ya no es el archivo que se escribió"
         if source.path.is_symlink():
             return "es un enlace simbólico"
         if FileIdentity.of(os.lstat(source.path)) != source.identity:
@@ -3336,7 +3397,7 @@ def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) ->
 
     Raises VerificationError.
     """
-    with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
+    with open_metered(final, meter) as stream:
         found = load_traces(stream, final)
     expected = traces[first : first + len(found)]
     tick = functools.partial(meter.add, 0)
@@ -3374,7 +3435,7 @@ def _verify_walked(source: Source, finals: Sequence[Path], scratch_dir: Path, me
     """
     sizes = []
     for final in finals:
-        with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
+        with open_metered(final, meter) as stream:
             index = PickleIndex(stream, final)
         if index.memoizes_list:  # which --low-memory never does
             return -1
@@ -3385,7 +3446,7 @@ def _verify_walked(source: Source, finals: Sequence[Path], scratch_dir: Path, me
             raise VerificationError(source.path, problem, _LOOK_AT_SET)
         batch.begin(sizes, scratch_dir)
         for final in finals:
-            with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
+            with open_metered(final, meter) as stream:
                 comparison = _Comparison(stream)
                 batch.dump_next(comparison)
                 if not comparison.is_equal or stream.read(1):
@@ -3394,24 +3455,20 @@ def _verify_walked(source: Source, finals: Sequence[Path], scratch_dir: Path, me
     return sum(sizes)
 
 
-def _find_sub_batches(source: Source, folder: Path) -> list[SubBatch]:
+def _find_finals(source: Source, folder: Path) -> dict[Path, Fingerprint]:
     """Return the files of a set, whole as far as names tell, and what must be so of them later."""
     found = find_set(folder, source.stem, SourceMark.of(source.identity))
-    if found.state not in (SetState.WHOLE, SetState.FOREIGN):
+    if found.state not in (SetState.WHOLE, SetState.MISFIT):
         problem = "no tiene un conjunto completo en la salida"
         hint = "divídelo con el mismo comando sin --verify"
         if found.state is SetState.BROKEN:
             hint = "aparta lo que hay de él en la salida y divídelo otra vez"
         raise VerificationError(source.path, problem, hint)
-    sub_batches = []
     for path in found.finals:
         if not path.is_file():  # opening a FIFO would wait for its writer
             problem = f"{path.name} no es un archivo normal"
             raise VerificationError(source.path, problem, _LOOK_AT_SET)
-        status = os.lstat(path)
-        known = (status.st_ino, status.st_mtime_ns)
-        sub_batches.append(SubBatch(path, path, 0, status.st_size, 0, 0, *known))
-    return sub_batches
+    return {path: Fingerprint.of(os.lstat(path)) for path in found.finals}
 
 
 @contextlib.contextmanager
@@ -3432,30 +3489,30 @@ def _explaining_unreadable_set(source: Source) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(source: Source, folder: Path) -> Iterator[OutputSet]:
+def _locked(source: Source, folder: Path) -> Iterator[StemLock]:
     """Keep other runs away from a set that may lose its source: they may yet undo it."""
     with contextlib.ExitStack() as stack:
         try:
-            output = stack.enter_context(OutputSet(source, folder, suffix=""))
+            lock = stack.enter_context(StemLock(source, folder))
         except OutputError as error:  # its own hint is of splitting
             raise VerificationError(error.path, error.problem, "espera a que termine") from error
         except SaveError as error:
             problem = f"no se puede bloquear su conjunto: {error.problem}"
             raise VerificationError(source.path, problem, error.hint) from error
-        yield output
+        yield lock
 
 
 def _delete_verified(
-    source: Source, sub_batches: Sequence[SubBatch], folder: Path
+    source: Source, finals: Mapping[Path, Fingerprint], folder: Path
 ) -> Optional[str]:
     """Delete an original whose set is equal; return why not, if so."""
     try:
-        for sub_batch in sub_batches:  # another run, or a copy, has written it
-            sync_path(sub_batch.final)
+        for final in finals:  # another run, or a copy, has written it
+            sync_path(final)
         durable = sync_folder(folder)
     except OSError as error:
         return f"no se pudo asegurar que su conjunto esté en el disco: {explain_os_error(error)}"
-    return delete_source(source, sub_batches, durable)
+    return delete_source(source, finals, durable)
 
 
 def verify_file(
@@ -3481,21 +3538,20 @@ def verify_file(
         stack.enter_context(_explaining_unreadable_set(opened))
         if delete_original and folder.is_dir():
             warnings = stack.enter_context(_locked(opened, folder)).warnings
-        sub_batches = _find_sub_batches(opened, folder)
-        finals = [sub_batch.final for sub_batch in sub_batches]
-        n_bytes = sum(sub_batch.size_bytes for sub_batch in sub_batches)
+        finals = _find_finals(opened, folder)
+        n_bytes = sum(fingerprint.size_bytes for fingerprint in finals.values())
         meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
         if low_memory:
-            n_traces = _verify_walked(opened, finals, folder, meter)
+            n_traces = _verify_walked(opened, list(finals), folder, meter)
         else:
-            n_traces = _verify_loaded(opened, finals, meter)
+            n_traces = _verify_loaded(opened, list(finals), meter)
         release_memory()
         opened.refuse_changed()
         kept_because = None
         if delete_original:
             kept_because = "--low-memory no puede juzgar un conjunto del modo normal"
             if n_traces >= 0:
-                kept_because = _delete_verified(opened, sub_batches, folder)
+                kept_because = _delete_verified(opened, finals, folder)
     return VerifyReport(
         source=path,
         source_bytes=opened.identity.size_bytes,
@@ -3574,7 +3630,7 @@ def _save_parts(
     meter = Meter(progress, Phase.SAVE, batch.pickled_bytes)
     n_whole, n_rest = divmod(batch.n_traces, traces_per_batch)
     sizes = [traces_per_batch] * n_whole + [n_rest] * bool(n_rest)
-    names = sub_batch_names(output.stem, len(sizes), output.suffix)
+    names = sub_batch_names(output.stem, len(sizes), output.codec.suffix)
     with saving(output.folder):
         batch.begin(sizes, output.folder)
     finished: list[Future[SubBatch]] = []
@@ -3586,12 +3642,10 @@ def _save_parts(
                     part = output.create_part(name)
                     files.callback(part.close)
                     header = output.stamp(first, first + size, batch.n_traces).header()
-                    is_gzip = output.suffix.endswith(".gz")
-                    file = GzipWriter(part, header, pool, 2 * jobs) if is_gzip else part
+                    file = output.codec.writer(part, header, pool, 2 * jobs)
                     sink = PickleSink(file, meter)
                     n_traces = batch.dump_next(sink)
-                    if isinstance(file, GzipWriter):
-                        file.close()
+                    file.close()
                 if finished:
                     finished[-1].result()  # at most one part is being synced
                 finished.append(syncer.submit(output.finish_part, part, n_traces, sink.n_bytes))
@@ -3632,7 +3686,8 @@ def split_file(
     path, folder = absolute(source), absolute(output_dir)
     with open_source(path, progress, low_memory=low_memory) as opened:
         size_bytes = opened.identity.size_bytes
-        with OutputSet(opened, folder, ".pkl.gz" if compress else ".pkl") as output:
+        codec = GZIP if compress else PLAIN
+        with StemLock(opened, folder) as lock, OutputSet(opened, lock, codec) as output:
             if output.resolve(skip_existing=skip_existing):
                 report = SplitReport(path, size_bytes, skipped=True)
             else:
@@ -3661,7 +3716,8 @@ def split_file(
                 durable = output.publish(sub_batches)
                 kept_because = None
                 if delete_original:
-                    kept_because = delete_source(opened, sub_batches, durable)
+                    finals = {each.final: each.fingerprint for each in sub_batches}
+                    kept_because = delete_source(opened, finals, durable)
                 report = SplitReport(
                     source=path,
                     source_bytes=size_bytes,
@@ -3738,7 +3794,7 @@ def find_left_aside(folder: Path, pattern: str) -> list[str]:
         for name in sorted(os.listdir(folder)):
             match = _OTHER_ENDINGS.fullmatch(name)
             if match and batch_stem(name) is None and not name.startswith("."):
-                as_batch = [name, *(match[1] + suffix for suffix in SUFFIXES)]
+                as_batch = [name, *(match[1] + codec.suffix for codec in CODECS)]
                 taken = any(fnmatch.fnmatchcase(each, pattern) for each in as_batch)
                 if taken and not (folder / name).is_dir():
                     aside.append(name)
@@ -3815,8 +3871,8 @@ def find_sub_batches_of(plan: Sequence[PlannedFile]) -> list[str]:
 
 
 def expected_memory_bytes(planned: PlannedFile) -> int:
-    """Return what loading it will take: tensors deflate by a fifth, and 4 % more is overhead."""
-    return int(planned.size_bytes * (1.3 if planned.source.suffix == ".gz" else 1.1))
+    """Return what loading it will take."""
+    return int(planned.size_bytes * codec_of(planned.source).memory_ratio)
 
 
 def needed_disk_bytes(plan: Sequence[PlannedFile], folder: Path, *, delete_original: bool) -> int:
@@ -4318,7 +4374,7 @@ def describe_plan(
     delete_original: bool,
 ) -> list[str]:
     """Return what a run would do (Spanish, one line a file), and the space that it would need."""
-    suffix = ".pkl.gz" if compress else ".pkl"
+    suffix = (GZIP if compress else PLAIN).suffix
     lines = ["Simulación: no se crea, cambia ni borra nada."]
     for planned in plan:
         if planned.refusal is not None:
@@ -4437,7 +4493,7 @@ class _SpanishParser(argparse.ArgumentParser):
         files = [word for word in words if os.path.isfile(word)]
         if files and not self._hint_at_misspelt():
             folder, name = os.path.split(files[0])
-            suffix = next((each for each in (".pkl.gz", ".pkl") if name.endswith(each)), "")
+            suffix = name[len(batch_stem(name) or name) :]
             where = "" if "--pattern" in self.given else f"--input {shlex.quote(folder or '.')} "
             message += (
                 ". Son archivos que existen: el shell ha desplegado un comodín sin comillas. Usa "
