@@ -3914,17 +3914,6 @@ def explain_unwritable(folder: Path) -> Optional[str]:
     return None if os.access(folder, os.W_OK | os.X_OK) else OS_REFUSALS[errno.EACCES].words
 
 
-def residual_parts(output_dir: Path) -> tuple[int, int]:
-    """Return the number and bytes of .part files in output_dir: of killed or of other runs."""
-    sizes = []
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(output_dir):
-            if entry.name.endswith(PART_SUFFIX):
-                with contextlib.suppress(OSError):  # it went meanwhile
-                    sizes.append(entry.stat().st_size)
-    return len(sizes), sum(sizes)
-
-
 # ---------------------------------------------------------------------------------------------
 # Reporting: everything the user reads. No failure to show something may harm the work.
 
@@ -3949,20 +3938,8 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def foresee_trouble(
-    planned: PlannedFile, output_dir: Path, low_memory: bool, *, disk_was_told: bool
-) -> list[str]:
-    """Return warnings (Spanish) for a file that is to be split: they are guesses, never refusals.
-
-    disk_was_told: for the whole run, and this is all of it.
-    """
-    if not planned.will_split:
-        return []
-    warnings = [] if low_memory else _foresee_lack_of_memory(planned)
-    return warnings + ([] if disk_was_told else foresee_full_disk(planned.size_bytes, output_dir))
-
-
-def _foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
+def foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
+    """Return a warning (Spanish) where loading it will hardly fit: a guess, never a refusal."""
     memory = available_memory_bytes()
     expected = expected_memory_bytes(planned)
     if memory is None or expected <= memory:
@@ -3985,7 +3962,7 @@ def foresee_full_disk(needed_bytes: int, output_dir: Path) -> list[str]:
     return []
 
 
-def _some_names(names: Sequence[str]) -> str:
+def some_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + ("…" if len(names) > 3 else "")
 
 
@@ -3993,16 +3970,8 @@ def describe_left_aside(names: Sequence[str]) -> str:
     """Return what is not taken for how its name ends, and how it can be (Spanish)."""
     files = _count(len(names), "archivo queda fuera", "archivos quedan fuera")
     return (
-        f"{files} por no terminar en .pkl ni en .pkl.gz ({_some_names(names)}): renombra los que "
+        f"{files} por no terminar en .pkl ni en .pkl.gz ({some_names(names)}): renombra los que "
         "sean pickles y descomprime los que estén comprimidos de otra forma"
-    )
-
-
-def describe_sub_batches_beside(names: Sequence[str]) -> str:
-    """Return that a folder holds batches and sub-batches of theirs, and what to do (Spanish)."""
-    return (
-        f"contiene batches y también sub-batches suyos ({_some_names(names)}): se dividirán unos y "
-        "otros, y cada uno de esos traces saldrá dos veces; sepáralos o usa --pattern"
     )
 
 
@@ -4020,7 +3989,7 @@ def describe_nothing_found(folder: Path, pattern: str) -> list[str]:
     if subfolders := find_subfolders(folder, pattern):
         names = [path.name for path in subfolders]
         hints.append(
-            f"las subcarpetas no se miran y aquí sí hay batches en {_some_names(names)}: indica "
+            f"las subcarpetas no se miran y aquí sí hay batches en {some_names(names)}: indica "
             f"una con --input {shlex.quote(str(subfolders[0]))}"
         )
     return [
@@ -4169,13 +4138,10 @@ def label_progress(where: str, phase: Phase, source: Path) -> str:
     return f"{where} {_PHASE_LABELS[phase]} {name}"
 
 
-def describe_start(where: str, planned: PlannedFile, *, verify: bool) -> str:
-    """Return the line (Spanish) that tells which file is begun."""
-    what = "Comparando" if verify else "Dividiendo"
-    return f"{what} {where}: {planned.source.name} ({format_size(planned.size_bytes)})"
+Report = Union[SplitReport, VerifyReport]
 
 
-def describe_report(report: Union[SplitReport, VerifyReport], seconds: float) -> str:
+def describe_report(report: Report, seconds: float) -> str:
     """Return the line (Spanish) that tells what became of one file, in how many seconds."""
     line = f"{report.source.name}: "
     if isinstance(report, VerifyReport):
@@ -4209,7 +4175,7 @@ def _describe_verification(report: VerifyReport, seconds: float) -> str:
     return f"igual: {results}; {_format_time(seconds)}"
 
 
-def _describe_sources(reports: Sequence[Union[SplitReport, VerifyReport]], n_files: int) -> str:
+def _describe_originals(reports: Sequence[Report], n_files: int) -> str:
     """Return how many of all originals are gone, what that freed, and how many are left."""
     deleted = [report for report in reports if report.deleted]
     told = []
@@ -4219,39 +4185,6 @@ def _describe_sources(reports: Sequence[Union[SplitReport, VerifyReport]], n_fil
     if n_kept := n_files - len(deleted):
         told.append(_count(n_kept, "conservado", "conservados"))
     return f"  Originales: {'; '.join(told)}."
-
-
-def _describe_outcome(
-    counts: Sequence[tuple[int, str, str]], failures: Sequence[str], more: Sequence[str]
-) -> list[str]:
-    """Return how many files ended how, and by name those that failed: why was told at the time.
-
-    What is zero is left out, and the name of a file that was the only one.
-    """
-    told = [", ".join(_count(*each) for each in counts if each[0]), *more]
-    n_files = sum(number for number, _, _ in counts)
-    names = [f"  Con error: {name}" for name in failures if n_files > 1]
-    return [f"Resumen: {'; '.join(told)}.", *names]
-
-
-def describe_verifications(
-    reports: Sequence[VerifyReport],
-    failures: Sequence[str],
-    delete_original: bool,
-    seconds: float,
-) -> list[str]:
-    """Return how many sets are equal (Spanish), what was deleted, and which are not equal."""
-    n_unjudged = sum(report.unjudged for report in reports)
-    n_files = len(reports) + len(failures)
-    counts = (
-        (len(reports) - n_unjudged, "igual", "iguales"),
-        (len(failures), "distinto o con error", "distintos o con error"),
-        (n_unjudged, "sin comparar", "sin comparar"),
-    )
-    lines = _describe_outcome(counts, failures, [_format_time(seconds)] if n_files > 1 else [])
-    if delete_original:
-        lines.insert(1, _describe_sources(reports, n_files))
-    return lines
 
 
 def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[str]:
@@ -4274,10 +4207,15 @@ def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[st
 
 
 def _describe_residual_parts(output_dir: Path) -> list[str]:
-    n_parts, n_bytes = residual_parts(output_dir)
-    if not n_parts:
-        return []
-    return [f"Archivos .part residuales en la salida: {n_parts} ({format_size(n_bytes)})."]
+    """Return how many parts of killed or of other runs are there, and how much they take."""
+    sizes = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(output_dir):
+            if entry.name.endswith(PART_SUFFIX):
+                with contextlib.suppress(OSError):  # it went meanwhile
+                    sizes.append(entry.stat().st_size)
+    total = format_size(sum(sizes))
+    return [f"Archivos .part residuales en la salida: {len(sizes)} ({total})."] if sizes else []
 
 
 def _describe_loader(reports: Sequence[SplitReport]) -> list[str]:
@@ -4290,11 +4228,6 @@ def _describe_loader(reports: Sequence[SplitReport]) -> list[str]:
         f"  Un cargador con {_CACHED_FILES} sub-batches en caché y otro cargándose necesitará unos "
         f"{format_size(sum(sizes))} de memoria (más, si sus traces son muchos objetos pequeños)."
     ]
-
-
-def describe_kept(source: Path, because: str) -> str:
-    """Return the warning (Spanish) that an original was kept although it was to be deleted."""
-    return f"AVISO {source.name}: original conservado: {because}"
 
 
 def describe_interruption(
@@ -4321,48 +4254,51 @@ def describe_interruption(
     return [head, f"  {left} sin {'comparar' if verify else 'dividir'}. Qué hacer: {again}."]
 
 
-def describe_summary(
-    reports: Sequence[SplitReport],
-    failures: Sequence[str],
-    output_dir: Path,
-    delete_original: bool,
-    seconds: float,
-) -> list[str]:
-    """Return what was done with all files (Spanish), where it is and what a loader will need.
+class Outcome(NamedTuple):
+    """What became of the files of a run; failures: the names of those that failed."""
 
-    Of a single file its own line has told the numbers.
+    reports: Sequence[Report]
+    failures: Sequence[str]
+    seconds: float
+
+
+def describe_summary(
+    outcome: Outcome, output_dir: Path, *, verify: bool, delete_original: bool
+) -> list[str]:
+    """Return how many files ended how (Spanish), where they are and what a loader will need.
+
+    What is zero is left out, and of a single file what its own line has told.  Why one failed was
+    told at the time.
     """
-    done = [report for report in reports if not report.skipped]
+    reports, failures, seconds = outcome
     n_files = len(reports) + len(failures)
+    done = [each for each in reports if isinstance(each, SplitReport) and not each.skipped]
+    verified = [each for each in reports if isinstance(each, VerifyReport)]
+    n_unjudged = sum(each.unjudged for each in verified)
+    unequal = ("distinto o con error", "distintos o con error")
     counts = (
         (len(done), "dividido", "divididos"),
-        (len(reports) - len(done), "omitido", "omitidos"),
-        (len(failures), "con error", "con error"),
+        (len(reports) - len(done) - len(verified), "omitido", "omitidos"),
+        (len(verified) - n_unjudged, "igual", "iguales"),
+        (len(failures), *(unequal if verify else ("con error", "con error"))),
+        (n_unjudged, "sin comparar", "sin comparar"),
     )
-    totals = []
+    told = [", ".join(_count(*each) for each in counts if each[0])]
     if len(done) > 1:
-        results = _count_results(
-            sum(report.n_traces for report in done), sum(len(report.files) for report in done)
-        )
-        before = format_size(sum(report.source_bytes for report in done))
-        after = format_size(sum(report.output_bytes for report in done))
-        totals.append(f"{' en '.join(results)}, {before} → {after}")
+        n_traces, n_sub_batches = sum(x.n_traces for x in done), sum(len(x.files) for x in done)
+        before = format_size(sum(each.source_bytes for each in done))
+        after = format_size(sum(each.output_bytes for each in done))
+        results = " en ".join(_count_results(n_traces, n_sub_batches))
+        told.append(f"{results}, {before} → {after}")
     if n_files > 1:
-        totals.append(_format_time(seconds))
-    first, *names = _describe_outcome(counts, failures, totals)
-    lines = [first]
+        told.append(_format_time(seconds))
+    lines = [f"Resumen: {'; '.join(told)}."]
     if done:
         lines.append(f"  Los sub-batches están en {output_dir}")
     if delete_original:
-        lines.append(_describe_sources(reports, n_files))
-    return [*lines, *_describe_loader(done), *names]
-
-
-def _describe_gzip() -> str:
-    """Return which library deflates and inflates (Spanish)."""
-    if deflate_library is zlib:
-        return "Gzip: sin isal; con él va más rápido (pip install isal)."
-    return "Gzip: con isal."
+        lines.append(_describe_originals(reports, n_files))
+    lines += _describe_loader(done)
+    return lines + [f"  Con error: {name}" for name in failures if n_files > 1]
 
 
 def describe_plan(
@@ -4397,7 +4333,10 @@ def describe_plan(
         lines.append(
             f"Espacio: {format_size(free)} libres; harán falta {about} {format_size(needed)}."
         )
-    return [*lines, *_describe_residual_parts(output_dir), _describe_gzip()]
+    gzip = "sin isal; con él va más rápido (pip install isal)"
+    if deflate_library is not zlib:
+        gzip = "con isal"
+    return [*lines, *_describe_residual_parts(output_dir), f"Gzip: {gzip}."]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -4502,25 +4441,6 @@ class _SpanishParser(argparse.ArgumentParser):
         self.error(message)
 
 
-class _Once(argparse.Action):
-    """Store a value that cannot be given twice: of two inputs, one would be passed over unsaid."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: Optional[str] = None,
-    ) -> None:
-        if getattr(namespace, self.dest) is not None:
-            raise argparse.ArgumentError(
-                self,
-                f"se ha indicado dos veces ({getattr(namespace, self.dest)} y {values}) y solo "
-                "puede ser una: para varios archivos, su carpeta y --pattern",
-            )
-        setattr(namespace, self.dest, values)
-
-
 def _named_path(text: str) -> Path:
     if not text:  # an unset variable: Path would take it for the current folder
         raise argparse.ArgumentTypeError("está vacío")
@@ -4533,83 +4453,6 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
-def _add_guide_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("argumentos").add_argument
-    add(
-        "--input",
-        "-i",
-        action=_Once,
-        type=_named_path,
-        required=True,
-        metavar="INPUT",
-        help="archivo o carpeta de entrada (requerido)",
-    )
-    add(
-        "--output",
-        "-o",
-        action=_Once,
-        type=_named_path,
-        required=True,
-        metavar="OUTPUT",
-        help="carpeta de salida (requerido)",
-    )
-    add(
-        "--traces-per-batch",
-        "-n",
-        type=_at_least_one,
-        default=DEFAULT_TRACES_PER_BATCH,
-        metavar="N",
-        help="traces por batch (default: %(default)s)",
-    )
-    add("--no-compress", action="store_true", help="no comprimir la salida con gzip")
-    add(
-        "--delete-original",
-        action="store_true",
-        help="eliminar cada original ya dividido y validado (¡CUIDADO!); antes pregunta",
-    )
-    add("--no-validate", action="store_true", help="no validar la división")
-    add(
-        "--pattern",
-        default="*.pkl*",
-        metavar="PATTERN",
-        help="patrón de archivos de una carpeta (default: *.pkl*)",
-    )
-    add("--quiet", "-q", action="store_true", help="modo silencioso: solo errores y avisos")
-
-
-def _add_more_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("más opciones").add_argument
-    add("--low-memory", action="store_true", help="dividir sin cargar el archivo")
-    add(
-        "--skip-existing",
-        action="store_true",
-        help="omitir los batches que ya tienen sus sub-batches",
-    )
-    add(
-        "--verify",
-        action="store_true",
-        help="comparar los sub-batches que ya hay con sus originales, sin escribir nada",
-    )
-    add("--dry-run", action="store_true", help="mostrar lo que se haría, sin tocar nada")
-    add("--yes", "-y", action="store_true", help="no preguntar antes de eliminar")
-    add(
-        "--jobs",
-        "-j",
-        type=_at_least_one,
-        metavar="N",
-        help="hilos para comprimir y validar (default: los procesadores disponibles; "
-        "con --low-memory, 4 como mucho)",
-    )
-    library = "sin isal" if deflate_library is zlib else "con isal"
-    add(
-        "--version",
-        action="version",
-        version=f"%(prog)s {__version__} (Python {platform.python_version()}, {library})",
-        help="mostrar la versión",
-    )
-    add("--help", "-h", action="help", help="mostrar esta ayuda")
-
-
 def _make_parser() -> _SpanishParser:
     parser = _SpanishParser(
         description="Divide batches grandes de traces en batches más pequeños, sin perder ninguno.",
@@ -4620,8 +4463,47 @@ def _make_parser() -> _SpanishParser:
         add_help=False,
         allow_abbrev=False,  # --del must not delete
     )
-    _add_guide_options(parser)
-    _add_more_options(parser)
+    # Those of the guide.  Paths are lists, so that a second one is seen, and not passed over.
+    add = parser.add_argument_group("argumentos").add_argument
+    add_path = functools.partial(add, action="append", type=_named_path, required=True)
+    add_path("--input", "-i", help="archivo o carpeta de entrada (requerido)")
+    add_path("--output", "-o", help="carpeta de salida (requerido)")
+    add(
+        "--traces-per-batch",
+        "-n",
+        type=_at_least_one,
+        default=DEFAULT_TRACES_PER_BATCH,
+        metavar="N",
+        help="traces por batch (default: %(default)s)",
+    )
+    switch = functools.partial(add, action="store_true")
+    switch("--no-compress", help="no comprimir la salida con gzip")
+    switch(
+        "--delete-original",
+        help="eliminar cada original ya dividido y validado (¡CUIDADO!); antes pregunta",
+    )
+    switch("--no-validate", help="no validar la división")
+    pattern_help = "patrón de archivos de una carpeta (default: %(default)s)"
+    add("--pattern", default="*.pkl*", help=pattern_help)
+    switch("--quiet", "-q", help="modo silencioso: solo errores y avisos")
+
+    add = parser.add_argument_group("más opciones").add_argument
+    switch = functools.partial(add, action="store_true")
+    switch("--low-memory", help="dividir sin cargar el archivo")
+    switch("--skip-existing", help="omitir los batches que ya tienen sus sub-batches")
+    switch(
+        "--verify",
+        help="comparar los sub-batches que ya hay con sus originales, sin escribir nada",
+    )
+    switch("--dry-run", help="mostrar lo que se haría, sin tocar nada")
+    switch("--yes", "-y", help="no preguntar antes de eliminar")
+    jobs_help = "hilos para comprimir y validar (default: los procesadores disponibles; "
+    jobs_help += "con --low-memory, 4 como mucho)"
+    add("--jobs", "-j", type=_at_least_one, metavar="N", help=jobs_help)
+    library = "sin isal" if deflate_library is zlib else "con isal"
+    version = f"%(prog)s {__version__} (Python {platform.python_version()}, {library})"
+    add("--version", action="version", version=version, help="mostrar la versión")
+    add("--help", "-h", action="help", help="mostrar esta ayuda")
     return parser
 
 
@@ -4632,6 +4514,13 @@ def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.refuse_unknown(unknown)
+    for flag, paths in (("--input/-i", args.input), ("--output/-o", args.output)):
+        if len(paths) > 1:
+            parser.error(
+                f"argumento {flag}: se ha indicado dos veces ({paths[0]} y {paths[1]}) y solo "
+                "puede ser una: para varios archivos, su carpeta y --pattern"
+            )
+    args.input, args.output = args.input[0], args.output[0]
     for name, path in (("entrada", args.input), ("salida", args.output)):
         try:
             os.stat(path)
@@ -4711,7 +4600,12 @@ def _warn_of_run(plan: Sequence[PlannedFile], args: argparse.Namespace, console:
         if aside := find_left_aside(args.input, args.pattern):
             console.warn(args.input, describe_left_aside(aside))
         if subs := find_sub_batches_of(plan):
-            console.warn(args.input, describe_sub_batches_beside(subs))
+            console.warn(
+                args.input,
+                f"contiene batches y también sub-batches suyos ({some_names(subs)}): se dividirán "
+                "unos y otros, y cada uno de esos traces saldrá dos veces; sepáralos o usa "
+                "--pattern",
+            )
     elif (
         not args.delete_original
         and not args.verify
@@ -4736,10 +4630,10 @@ class _Run:
         self._args = args
         self._console = console
         self._signals = signals
-        self._reports: list[Union[SplitReport, VerifyReport]] = []
+        self._reports: list[Report] = []
         self._failures: list[str] = []
         self._exit_code = 0
-        self._work_on: Callable[..., Union[SplitReport, VerifyReport]] = functools.partial(
+        self._work_on: Callable[..., Report] = functools.partial(
             verify_file, low_memory=args.low_memory
         )
         if not args.verify:
@@ -4777,7 +4671,13 @@ class _Run:
                 self._console.error("Interrumpido cuando ya no quedaba ningún archivo por hacer.")
         gc.unfreeze()
         if self._reports or self._failures:
-            self._summarize(time.perf_counter() - started)
+            outcome = Outcome(self._reports, self._failures, time.perf_counter() - started)
+            verify, delete_original = self._args.verify, self._args.delete_original
+            self._console.report(
+                *describe_summary(
+                    outcome, self._args.output, verify=verify, delete_original=delete_original
+                )
+            )
         return self._signals.exit_code() or self._exit_code
 
     def _do(self, planned: PlannedFile, where: str, *, disk_was_told: bool) -> None:
@@ -4812,17 +4712,20 @@ class _Run:
             self._tell(planned, report, time.perf_counter() - started)
 
     def _announce(self, planned: PlannedFile, where: str, *, disk_was_told: bool) -> None:
+        """Say which file is begun, and what it may come to regret; the disk may be told already."""
         args = self._args
-        if not args.verify:
-            for warning in foresee_trouble(
-                planned, args.output, args.low_memory, disk_was_told=disk_was_told
-            ):
-                self._console.warn(planned.source, warning)
-        self._console.announce(describe_start(where, planned, verify=args.verify))
+        warnings = []
+        if not args.verify and not args.low_memory:
+            warnings += foresee_lack_of_memory(planned)
+        if not args.verify and not disk_was_told:
+            warnings += foresee_full_disk(planned.size_bytes, args.output)
+        for warning in warnings:
+            self._console.warn(planned.source, warning)
+        what = "Comparando" if args.verify else "Dividiendo"
+        size = format_size(planned.size_bytes)
+        self._console.announce(f"{what} {where}: {planned.source.name} ({size})")
 
-    def _tell(
-        self, planned: PlannedFile, report: Union[SplitReport, VerifyReport], seconds: float
-    ) -> None:
+    def _tell(self, planned: PlannedFile, report: Report, seconds: float) -> None:
         self._reports.append(report)
         self._console.report(describe_report(report, seconds))
         for warning in report.warnings:
@@ -4836,7 +4739,7 @@ class _Run:
         elif self._args.delete_original and planned.skip:
             because = "no estaba entre los que se iban a eliminar"
         if because is not None:
-            self._console.error(describe_kept(report.source, because))
+            self._console.warn(report.source, f"original conservado: {because}")
             if not planned.skip:  # else it was in no list, so nobody expects it to go
                 self._exit_code = 1
 
@@ -4844,17 +4747,6 @@ class _Run:
         self._failures.append(planned.source.name)
         self._console.error(*lines)
         self._exit_code = 1
-
-    def _summarize(self, seconds: float) -> None:
-        split = [report for report in self._reports if isinstance(report, SplitReport)]
-        verified = [report for report in self._reports if isinstance(report, VerifyReport)]
-        delete_original = self._args.delete_original
-        if self._args.verify:
-            lines = describe_verifications(verified, self._failures, delete_original, seconds)
-        else:
-            output_dir = self._args.output
-            lines = describe_summary(split, self._failures, output_dir, delete_original, seconds)
-        self._console.report(*lines)
 
 
 def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console) -> int:
@@ -4869,8 +4761,9 @@ def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Co
     console.report(*lines)
     refused = [planned for planned in plan if planned.refusal is not None]
     for planned in plan:
-        for warning in foresee_trouble(planned, args.output, args.low_memory, disk_was_told=True):
-            console.warn(planned.source, warning)
+        if planned.will_split and not args.low_memory:
+            for warning in foresee_lack_of_memory(planned):
+                console.warn(planned.source, warning)
         if console.quiet and planned.refusal is not None:
             refusal = planned.refusal
             console.error(
