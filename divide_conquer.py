@@ -362,16 +362,22 @@ def drop_page_cache(fd: int) -> None:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def _read_proc(file: str, field: str) -> Optional[int]:
+    """Return a number of bytes that Linux tells (proc(5)), None on another system."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path(file).read_text(encoding="ascii", errors="replace")
+        return int(text.split(f"{field}:")[1].split()[0]) * 1024
+    return None
+
+
 def peak_memory_bytes() -> Optional[int]:
     """Return the largest resident size of this process so far.
 
-    From VmHWM (proc(5)) where there is one: on Linux ru_maxrss starts with that of the parent.
+    From VmHWM where there is one: on Linux ru_maxrss starts with that of the parent.
     """
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    if resource is None:
-        return None
+    peak = _read_proc("/proc/self/status", "VmHWM")
+    if peak is not None or resource is None:
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -474,12 +480,9 @@ def _cgroup_memory_bytes(
 def available_memory_bytes() -> Optional[int]:
     """Return what this process can still allocate without swapping, or None if nothing tells.
 
-    The smaller of MemAvailable (proc(5)) and what its control groups leave.
+    The smaller of MemAvailable and what its control groups leave.
     """
-    found = [_cgroup_memory_bytes()]
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
-        found.append(int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024)
+    found = (_cgroup_memory_bytes(), _read_proc("/proc/meminfo", "MemAvailable"))
     return min((room for room in found if room is not None), default=None)
 
 
@@ -754,12 +757,14 @@ class _Format(NamedTuple):
     hint: str
 
 
-def _compressed(start: bytes, problem: str, command: str) -> _Format:
-    return _Format(
-        start,
-        problem,
-        f"descomprímelo con «{command} < {{file}} > {{plain}}» y divide el archivo que resulte",
-    )
+def _compressed(start: bytes, by: str, command: str) -> _Format:
+    hint = f"descomprímelo con «{command} < {{file}} > {{plain}}» y divide el archivo que resulte"
+    return _Format(start, f"está comprimido {by}", hint)
+
+
+def _archive(start: bytes, what: str, command: str) -> _Format:
+    hint = f"extráelo con «{command} {{file}}» y divide los pickles que contenga"
+    return _Format(start, f"es {what}, no un pickle", hint)
 
 
 _ZIP_ENTRY = (
@@ -776,27 +781,15 @@ _FORMATS = (
         read_by("torch.load"),
     ),
     _Format(_ZIP_ENTRY + rb"\.npy", "es un .npz de numpy, no un pickle", read_by("numpy.load")),
-    _Format(
-        rb"PK(\x03\x04|\x05\x06)",
-        "es un zip, no un pickle",
-        "extráelo con «unzip {file}» y divide los pickles que contenga",
-    ),
-    _Format(
-        rb"7z\xbc\xaf\x27\x1c",
-        "es un 7z, no un pickle",
-        "extráelo con «7z x {file}» y divide los pickles que contenga",
-    ),
-    _Format(
-        rb"[^\x80(\]].{256}ustar",  # POSIX tar, the magic of the first header
-        "es un tar, no un pickle",
-        "extráelo con «tar xf {file}» y divide los pickles que contenga",
-    ),
-    _compressed(rb"BZh[1-9]1AY&SY", "está comprimido con bzip2", "bzip2 -dc"),
-    _compressed(rb"\xfd7zXZ\x00", "está comprimido con xz", "xz -dc"),
-    _compressed(rb"\]\x00\x00", "está comprimido con lzma", "xz --format=lzma -dc"),
-    _compressed(rb"\x28\xb5\x2f\xfd", "está comprimido con zstd", "zstd -dc"),
-    _compressed(rb"\x04\x22\x4d\x18", "está comprimido con lz4", "lz4 -dc"),
-    _compressed(GZIP_MAGIC, "está comprimido dos veces con gzip", "gzip -dc"),
+    _archive(rb"PK(\x03\x04|\x05\x06)", "un zip", "unzip"),
+    _archive(rb"7z\xbc\xaf\x27\x1c", "un 7z", "7z x"),
+    _archive(rb"[^\x80(\]].{256}ustar", "un tar", "tar xf"),  # POSIX: magic of the first header
+    _compressed(rb"BZh[1-9]1AY&SY", "con bzip2", "bzip2 -dc"),
+    _compressed(rb"\xfd7zXZ\x00", "con xz", "xz -dc"),
+    _compressed(rb"\]\x00\x00", "con lzma", "xz --format=lzma -dc"),
+    _compressed(rb"\x28\xb5\x2f\xfd", "con zstd", "zstd -dc"),
+    _compressed(rb"\x04\x22\x4d\x18", "con lz4", "lz4 -dc"),
+    _compressed(GZIP_MAGIC, "dos veces con gzip", "gzip -dc"),
     _Format(  # RFC 1950
         rb"x[\x01\x5e\x9c\xda]",
         "está comprimido con zlib, como hace joblib.dump con compress",
@@ -1151,6 +1144,11 @@ class FileIdentity(NamedTuple):
         return cls(
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         )
+
+    def is_original_of(self, stamp: Stamp) -> bool:
+        seconds = (self.mtime_ns // 10**9) & 0xFFFFFFFF
+        near = abs(stamp.original_mtime - seconds) * 10**9 <= MTIME_TOLERANCE_NS
+        return stamp.original_bytes == self.size_bytes and near
 
 
 class Source:
@@ -2777,22 +2775,6 @@ class _FoundSet(NamedTuple):
     problem: str = ""
 
 
-class SourceMark(NamedTuple):
-    """What a set remembers of its source: size, and modification time."""
-
-    size_bytes: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, identity: FileIdentity) -> SourceMark:
-        return cls(identity.size_bytes, identity.mtime_ns)
-
-    def matches(self, stamp: Stamp) -> bool:
-        seconds = (self.mtime_ns // 10**9) & 0xFFFFFFFF
-        near = abs(stamp.original_mtime - seconds) * 10**9 <= MTIME_TOLERANCE_NS
-        return stamp.original_bytes == self.size_bytes and near
-
-
 def _same_mtime(path: Path, mtime_ns: int) -> bool:
     found_ns = path.stat().st_mtime_ns
     has_whole_seconds = not (found_ns % 10**9 and mtime_ns % 10**9)
@@ -2800,19 +2782,19 @@ def _same_mtime(path: Path, mtime_ns: int) -> bool:
     return abs(found_ns - mtime_ns) <= tolerance_ns
 
 
-def _matches(path: Path, mark: SourceMark) -> bool:
-    """Return whether a sub-batch, or a part of one, is of the source with this mark."""
+def _is_of(path: Path, original: FileIdentity) -> bool:
+    """Return whether a sub-batch, or a part of one, says that it is of this original."""
     stamp = read_stamp(path)
-    return mark.matches(stamp) if stamp else _same_mtime(path, mark.mtime_ns)
+    return original.is_original_of(stamp) if stamp else _same_mtime(path, original.mtime_ns)
 
 
-def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
-    """Return what is wrong with a set, whose numbers have no gap, as the set of this source."""
+def _find_problem(finals: Sequence[Path], original: FileIdentity) -> str:
+    """Return what is wrong with a set, whose numbers have no gap, as the set of this original."""
     for path in finals:
         if not path.stat().st_size:
             return f"{path.name} está vacío"
     if not codec_of(finals[0]).is_stamped:  # the date is all that tells
-        if not _same_mtime(finals[0], mark.mtime_ns):
+        if not _same_mtime(finals[0], original.mtime_ns):
             return f"{finals[0].name} procede de un original con otra fecha de modificación"
         return ""
     expected = n_traces = 0
@@ -2820,7 +2802,7 @@ def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
         stamp = read_stamp(path)
         if stamp is None:
             return f"{path.name} no lleva el sello de este programa"
-        if not mark.matches(stamp):
+        if not original.is_original_of(stamp):
             return f"{path.name} procede de otro original (otro tamaño u otra fecha)"
         if stamp.first != expected:
             return f"{path.name} no sigue al anterior: sus traces empiezan en el {stamp.first}"
@@ -2830,8 +2812,8 @@ def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
     return ""
 
 
-def find_set(output_dir: Path, stem: str, mark: SourceMark) -> _FoundSet:
-    """Look for the set of the source with this stem, size and modification time; touch nothing."""
+def find_set(output_dir: Path, stem: str, original: FileIdentity) -> _FoundSet:
+    """Look for the set of a source by its stem, size and modification time; touch nothing."""
     found: dict[bool, list[tuple[int, Path]]] = {False: [], True: []}
     for entry in os.listdir(output_dir) if output_dir.is_dir() else ():
         # Not glob: a stem may hold *, ? or [, and a_sub0000_sub0000 is not of a.
@@ -2844,14 +2826,14 @@ def find_set(output_dir: Path, stem: str, mark: SourceMark) -> _FoundSet:
         state = SetState.ABSENT
     elif numbered[0][0] != 0:
         has_first_part = bool(parts) and numbered_parts[0][0] == 0
-        ours = has_first_part and all(_matches(p, mark) for p in [parts[0], *finals])
+        ours = has_first_part and all(_is_of(p, original) for p in [parts[0], *finals])
         state = SetState.HALF_PUBLISHED if ours else SetState.BROKEN
     elif [number for number, _ in numbered] != list(range(len(finals))) or len(
         {path.suffix for path in finals}
     ) > 1:
         state = SetState.BROKEN
     else:
-        problem = _find_problem(finals, mark)
+        problem = _find_problem(finals, original)
         # After a power cut where folders cannot be synced; stamps would tell that one is missing.
         if parts and not codec_of(finals[0]).is_stamped:
             problem = problem or f"junto a él queda {parts[0].name}, sin terminar"
@@ -3089,7 +3071,7 @@ class OutputSet:
         self.warnings = lock.warnings  # one list: what either has to say
         self._lock = lock
         self._source = source.path
-        self._mark = SourceMark.of(source.identity)
+        self._original = source.identity
         self._mode = stat.S_IMODE(source.mode)  # what is private stays so
         # The parts of this run, by inode; None while they are written.
         self._made: dict[int, Optional[Fingerprint]] = {}
@@ -3109,7 +3091,7 @@ class OutputSet:
         Raises OutputError where a set is there, or something that this script did not leave.
         """
         with saving(self.folder):
-            found = find_set(self.folder, self.stem, self._mark)
+            found = find_set(self.folder, self.stem, self._original)
             if refuse_or_skip(self._source, found, skip_existing=skip_existing):
                 return True
             if not self._lock.is_held and (found.parts or found.finals):
@@ -3131,8 +3113,8 @@ class OutputSet:
 
     def stamp(self, first: int, stop: int, n_traces: int) -> Stamp:
         """Return what the sub-batch of traces first to stop - 1 is to say of itself."""
-        size_bytes, mtime_ns = self._mark
-        return Stamp(first, stop, n_traces, size_bytes, mtime_ns // 10**9)
+        original = self._original
+        return Stamp(first, stop, n_traces, original.size_bytes, original.mtime_ns // 10**9)
 
     def create_part(self, final_name: str) -> _PartFile:
         """Create the part of one sub-batch; raises FileExistsError if there is one."""
@@ -3144,7 +3126,7 @@ class OutputSet:
         """Put a written part on disk and return what is known of it."""
         with saving(part.path):
             # What has a stamp keeps today's date: scratch disks delete by age.
-            mtime_ns = None if self.codec.is_stamped else self._mark.mtime_ns
+            mtime_ns = None if self.codec.is_stamped else self._original.mtime_ns
             fingerprint, refused = part.finish(mtime_ns)
         self._made[part.inode] = fingerprint
         if refused is not None:
@@ -3202,7 +3184,7 @@ class OutputSet:
         if not self._armed:
             return []
         try:
-            found = find_set(self.folder, self.stem, self._mark)
+            found = find_set(self.folder, self.stem, self._original)
         except OSError:  # the first error is told; the next run clears what is left
             return []
         owns_stem = self._lock.is_held and self._lock.owns_stem()
@@ -3273,15 +3255,15 @@ _REPORT_HINT = "es un fallo de este programa: informa de él con el archivo que 
 _DISK_HINT = "repite el comando; si vuelve a fallar, el disco de salida no es fiable: elige otro"
 
 
-def _read_part(
+def _validate_part(
     sub_batch: SubBatch, count_traces: _CountTraces, meter: Meter
-) -> Union[int, LoadError]:
-    """Return how many traces a part holds, or why it does not load although its bytes are right.
+) -> Optional[LoadError]:
+    """Return why a part does not load although its bytes are those that were written, if so.
 
-    Raises ValidationError where the disk does not give back what was written.
+    Raises ValidationError where they are not, or hold another number of traces.
     """
-    size_bytes = 0
-    crc32 = 0
+    n_traces = size_bytes = crc32 = 0
+    failed: Optional[LoadError] = None
 
     def check(piece: memoryview) -> None:
         nonlocal size_bytes, crc32
@@ -3289,37 +3271,26 @@ def _read_part(
         crc32 = deflate_library.crc32(piece, crc32)
         meter.add(len(piece))
 
-    file = TrackedFile(sub_batch.part, check)
-    found: Union[int, LoadError]
-    with open_stream(file) as stream:
-        try:
-            found = count_traces(stream, sub_batch.part)
-        except LoadError as error:
-            found = error
-            rest = bytearray(BLOCK_BYTES)
-            while file.readinto(rest):  # what it did not come to: are those the bytes written?
-                pass
-    if (size_bytes, crc32) != (sub_batch.size_bytes, sub_batch.crc32):
-        problem = "la validación falló: el disco no devuelve los bytes que se escribieron"
-        raise ValidationError(sub_batch.part, problem, _DISK_HINT)
-    return found
-
-
-def _validate_part(
-    sub_batch: SubBatch, count_traces: _CountTraces, meter: Meter
-) -> Optional[LoadError]:
-    """Return why a part that is as it was written does not load, if so; raise ValidationError."""
     try:
-        found = _read_part(sub_batch, count_traces, meter)
+        file = TrackedFile(sub_batch.part, check)
+        with open_stream(file) as stream:
+            try:
+                n_traces = count_traces(stream, sub_batch.part)
+            except LoadError as error:
+                failed = error
+                rest = bytearray(BLOCK_BYTES)
+                while file.readinto(rest):  # what it did not come to: are those the bytes written?
+                    pass
     except OSError as error:
         problem = f"la validación no pudo releerlo: {explain_os_error(error)}"
         raise ValidationError(sub_batch.part, problem, _DISK_HINT) from error
-    if isinstance(found, LoadError):
-        return found
-    if found != sub_batch.n_traces:
-        problem = f"la validación falló: {found} traces en vez de {sub_batch.n_traces}"
+    if (size_bytes, crc32) != (sub_batch.size_bytes, sub_batch.crc32):
+        problem = "la validación falló: el disco no devuelve los bytes que se escribieron"
+        raise ValidationError(sub_batch.part, problem, _DISK_HINT)
+    if failed is None and n_traces != sub_batch.n_traces:
+        problem = f"la validación falló: {n_traces} traces en vez de {sub_batch.n_traces}"
         raise ValidationError(sub_batch.part, problem, _REPORT_HINT)
-    return None
+    return failed
 
 
 def validate_parts(
@@ -3457,7 +3428,7 @@ def _verify_walked(source: Source, finals: Sequence[Path], scratch_dir: Path, me
 
 def _find_finals(source: Source, folder: Path) -> dict[Path, Fingerprint]:
     """Return the files of a set, whole as far as names tell, and what must be so of them later."""
-    found = find_set(folder, source.stem, SourceMark.of(source.identity))
+    found = find_set(folder, source.stem, source.identity)
     if found.state not in (SetState.WHOLE, SetState.MISFIT):
         problem = "no tiene un conjunto completo en la salida"
         hint = "divídelo con el mismo comando sin --verify"
@@ -3601,17 +3572,7 @@ class SplitReport:
     warnings: tuple[str, ...] = ()
 
 
-class _Batch(Protocol):
-    """What LoadedBatch and IndexedBatch have in common."""
-
-    n_traces: int
-    pickled_bytes: int
-
-    def begin(self, sizes: Sequence[int], scratch_dir: Path) -> None: ...
-
-    def dump_next(self, sink: Writable) -> int: ...
-
-    def close(self) -> None: ...
+_Batch = Union[LoadedBatch, IndexedBatch]  # the same calls: all but their making is one path
 
 
 def _save_parts(
@@ -3819,8 +3780,8 @@ def _plan_file(
     except OSError as error:
         return PlannedFile(source, 0, refusal=load_error(source, error))
     try:
-        mark = SourceMark.of(FileIdentity.of(status))
-        found = find_set(output_dir, batch_stem(source.name) or source.name, mark)
+        stem = batch_stem(source.name) or source.name
+        found = find_set(output_dir, stem, FileIdentity.of(status))
         skip = refuse_or_skip(source, found, skip_existing=skip_existing)
         if not skip:
             with contextlib.closing(Source(source, ignore_progress)) as opened:
@@ -4072,7 +4033,7 @@ class Console:
             return
         with _shielding(sys.stderr):
             if self._bar is None or label != self._bar_key:
-                self._close_bar()
+                self.close_bar()
                 self._bar_key = label
                 self._bar = _Bar(
                     total=expected_bytes,
@@ -4088,12 +4049,10 @@ class Console:
             self._bar.update(done_bytes - self._bar.n)
 
     def close_bar(self) -> None:
-        with _shielding(sys.stderr):
-            self._close_bar()
-
-    def _close_bar(self) -> None:
         bar, self._bar = self._bar, None
-        if bar is not None:
+        if bar is None:
+            return
+        with _shielding(sys.stderr):
             if not bar.disable:  # by TQDM_DISABLE=1
                 # tqdm will blank its own line, not the ^C that a terminal shows behind it.
                 sys.stderr.write(f"\r{' ' * (bar.columns() - 1)}\r")
