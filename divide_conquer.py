@@ -3335,20 +3335,27 @@ _LOOK_AT_SET = (
 
 
 @dataclasses.dataclass(frozen=True)
-class VerifyReport:
-    """What verify_file found: the set of source is equal, or, with unjudged, cannot be compared.
+class _Report:
+    """What became of one source.
 
-    Sizes in bytes.  deleted, kept_because, warnings: as in SplitReport.
+    Sizes in bytes.  kept_because: why an original that should have been deleted was not; warnings:
+    Spanish, too.
     """
 
     source: Path
     source_bytes: int
-    n_traces: int
-    files: tuple[Path, ...]
-    unjudged: bool = False
+    n_traces: int = 0
+    files: tuple[Path, ...] = ()
     deleted: bool = False
     kept_because: Optional[str] = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport(_Report):
+    """What verify_file found: the set of source is equal, or, with unjudged, cannot be compared."""
+
+    unjudged: bool = False
 
 
 class _Comparison:
@@ -3547,29 +3554,21 @@ def verify_file(
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitReport:
+class SplitReport(_Report):
     """What split_file did with one source.
 
-    skipped: its set was there already, and little else below is filled in.
-    Sizes in bytes; pickled_bytes is before compression, one number a sub-batch; times in seconds.
+    skipped: its set was there already, and little else is filled in.
+    pickled_bytes is before compression, one number a sub-batch; times in seconds.
     peak_memory_bytes: of the whole process up to now, None where the system does not tell.
-    kept_because: why an original that should have been deleted was not; warnings: Spanish, too.
     """
 
-    source: Path
-    source_bytes: int
     skipped: bool = False
-    n_traces: int = 0
-    files: tuple[Path, ...] = ()
     output_bytes: int = 0
     pickled_bytes: tuple[int, ...] = ()
     load_seconds: float = 0.0
     save_seconds: float = 0.0
     validate_seconds: Optional[float] = None
     peak_memory_bytes: Optional[int] = None
-    deleted: bool = False
-    kept_because: Optional[str] = None
-    warnings: tuple[str, ...] = ()
 
 
 _Batch = Union[LoadedBatch, IndexedBatch]  # the same calls: all but their making is one path
@@ -4021,8 +4020,8 @@ class Console:
         if not self._has_terminal:
             self.report(line)
 
-    def warn(self, path: Path, text: str) -> None:
-        self._print(sys.stderr, [f"AVISO {path.name}: {text}"])
+    def warn(self, path: Path, *texts: str) -> None:
+        self._print(sys.stderr, [f"AVISO {path.name}: {text}" for text in texts])
 
     def error(self, *lines: str) -> None:
         self._print(sys.stderr, lines)
@@ -4102,14 +4101,16 @@ Report = Union[SplitReport, VerifyReport]
 
 def describe_report(report: Report, seconds: float) -> str:
     """Return the line (Spanish) that tells what became of one file, in how many seconds."""
-    line = f"{report.source.name}: "
-    if isinstance(report, VerifyReport):
-        line += _describe_verification(report, seconds)
-    elif report.skipped:
-        line += "omitido, ya tiene sus sub-batches (ni releídos ni comparados con -n)"
+    if isinstance(report, SplitReport):
+        what = "omitido, ya tiene sus sub-batches (ni releídos ni comparados con -n)"
+        if not report.skipped:
+            what = _describe_split(report, seconds)
+    elif report.unjudged:
+        what = "sin comparar; lo escribió el modo normal, quita --low-memory"
     else:
-        line += _describe_split(report, seconds)
-    return line + "; original eliminado" * report.deleted
+        results = " en ".join(_count_results(report.n_traces, len(report.files)))
+        what = f"igual: {results}; {_format_time(seconds)}"
+    return f"{report.source.name}: {what}{'; original eliminado' * report.deleted}"
 
 
 def _describe_split(report: SplitReport, seconds: float) -> str:
@@ -4125,13 +4126,6 @@ def _describe_split(report: SplitReport, seconds: float) -> str:
     if report.peak_memory_bytes is not None:
         text += f"; memoria máxima hasta ahora {format_size(report.peak_memory_bytes)}"
     return text
-
-
-def _describe_verification(report: VerifyReport, seconds: float) -> str:
-    if report.unjudged:
-        return "sin comparar; lo escribió el modo normal, quita --low-memory"
-    results = " en ".join(_count_results(report.n_traces, len(report.files)))
-    return f"igual: {results}; {_format_time(seconds)}"
 
 
 def _describe_originals(reports: Sequence[Report], n_files: int) -> str:
@@ -4197,16 +4191,13 @@ def describe_interruption(
         head = "Interrumpido entre dos archivos: no ha quedado nada a medias."
     elif verify:
         head = f"Interrumpido al comparar {current.name}: no se ha escrito ni borrado nada de él."
-    elif interrupted.leftovers:
-        names = ", ".join(path.name for path in interrupted.leftovers)
-        head = (
-            f"Interrumpido al dividir {current.name}: su original sigue intacto; "
-            f"no se pudo quitar de la salida: {names}"
-        )
     else:
-        head = (
-            f"Interrumpido al dividir {current.name}: su original sigue intacto y en la salida "
-            "no queda nada de él."
+        head = f"Interrumpido al dividir {current.name}: su original sigue intacto"
+        names = ", ".join(path.name for path in interrupted.leftovers)
+        head += (
+            f"; no se pudo quitar de la salida: {names}"
+            if names
+            else " y en la salida no queda nada de él."
         )
     again = "repite el comando" + (" con --skip-existing para continuar" * (not verify))
     left = _count(n_left, "archivo queda", "archivos quedan")
@@ -4578,8 +4569,7 @@ def _warn_of_run(plan: Sequence[PlannedFile], args: argparse.Namespace, console:
         )
     if not args.verify:
         needed = needed_disk_bytes(plan, args.output, delete_original=args.delete_original)
-        for warning in foresee_full_disk(needed, args.output):
-            console.warn(args.output, warning)
+        console.warn(args.output, *foresee_full_disk(needed, args.output))
 
 
 class _Run:
@@ -4678,8 +4668,7 @@ class _Run:
             warnings += foresee_lack_of_memory(planned)
         if not args.verify and not disk_was_told:
             warnings += foresee_full_disk(planned.size_bytes, args.output)
-        for warning in warnings:
-            self._console.warn(planned.source, warning)
+        self._console.warn(planned.source, *warnings)
         what = "Comparando" if args.verify else "Dividiendo"
         size = format_size(planned.size_bytes)
         self._console.announce(f"{what} {where}: {planned.source.name} ({size})")
@@ -4687,8 +4676,7 @@ class _Run:
     def _tell(self, planned: PlannedFile, report: Report, seconds: float) -> None:
         self._reports.append(report)
         self._console.report(describe_report(report, seconds))
-        for warning in report.warnings:
-            self._console.warn(report.source, warning)
+        self._console.warn(report.source, *report.warnings)
         because = report.kept_because
         if isinstance(report, VerifyReport):
             if report.unjudged:  # exit 0 is to mean that all are equal: somebody may delete by it
@@ -4721,8 +4709,7 @@ def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Co
     refused = [planned for planned in plan if planned.refusal is not None]
     for planned in plan:
         if planned.will_split and not args.low_memory:
-            for warning in foresee_lack_of_memory(planned):
-                console.warn(planned.source, warning)
+            console.warn(planned.source, *foresee_lack_of_memory(planned))
         if console.quiet and planned.refusal is not None:
             refusal = planned.refusal
             console.error(
