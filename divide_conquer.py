@@ -422,16 +422,12 @@ def tune_malloc(*, low_memory: bool) -> None:
             ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _usable_processors() -> int:
-    """Return how many processors this process may use."""
+def default_jobs(*, low_memory: bool) -> int:
+    """Return on how many of the usable processors to deflate: one that copies feeds only 4."""
+    usable = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def default_jobs(low_memory: bool) -> int:
-    """Return on how many threads to deflate: one that inflates and copies feeds no more than 4."""
-    return min(_usable_processors(), 4) if low_memory else _usable_processors()
+        usable = len(os.sched_getaffinity(0))
+    return min(usable, 4) if low_memory else usable
 
 
 # cgroups(7): version 1 mounts its memory controller apart; names of limit, use and caches.
@@ -2812,25 +2808,32 @@ def _find_problem(finals: Sequence[Path], original: FileIdentity) -> str:
     return ""
 
 
+def _number(path: Path) -> int:
+    match = SUB_BATCH_NAME.fullmatch(path.name)
+    return int(match["number"]) if match else -1
+
+
 def find_set(output_dir: Path, stem: str, original: FileIdentity) -> _FoundSet:
     """Look for the set of a source by its stem, size and modification time; touch nothing."""
-    found: dict[bool, list[tuple[int, Path]]] = {False: [], True: []}
-    for entry in os.listdir(output_dir) if output_dir.is_dir() else ():
+    finals: list[Path] = []
+    parts: list[Path] = []
+    for name in sorted(os.listdir(output_dir)) if output_dir.is_dir() else ():
         # Not glob: a stem may hold *, ? or [, and a_sub0000_sub0000 is not of a.
-        if (match := SUB_BATCH_NAME.fullmatch(entry)) and match["stem"] == stem:
-            found[bool(match["part"])].append((int(match["number"]), output_dir / entry))
-    numbered, numbered_parts = sorted(found[False]), sorted(found[True])
-    finals, parts = [path for _, path in numbered], [path for _, path in numbered_parts]
+        if (match := SUB_BATCH_NAME.fullmatch(name)) and match["stem"] == stem:
+            (parts if match["part"] else finals).append(output_dir / name)
+    finals.sort(key=_number)
+    parts.sort(key=_number)
     problem = ""
     if not finals:
         state = SetState.ABSENT
-    elif numbered[0][0] != 0:
-        has_first_part = bool(parts) and numbered_parts[0][0] == 0
+    elif _number(finals[0]) != 0:
+        has_first_part = bool(parts) and _number(parts[0]) == 0
         ours = has_first_part and all(_is_of(p, original) for p in [parts[0], *finals])
         state = SetState.HALF_PUBLISHED if ours else SetState.BROKEN
-    elif [number for number, _ in numbered] != list(range(len(finals))) or len(
-        {path.suffix for path in finals}
-    ) > 1:
+    elif (
+        list(map(_number, finals)) != list(range(len(finals)))
+        or len(set(map(codec_of, finals))) > 1
+    ):
         state = SetState.BROKEN
     else:
         problem = _find_problem(finals, original)
@@ -3193,7 +3196,7 @@ class OutputSet:
         parts = [path for path in found.parts if owns_stem or self._is_ours(path)]
         was_published = bool(finals)
         # Number 0, unless another run's file has the same number under the other suffix.
-        if finals and finals[0] == found.finals[0] and _is_first(finals[0]):
+        if finals and finals[0] == found.finals[0] and _number(finals[0]) == 0:
             first = finals.pop(0)
             part = first.with_name(first.name + PART_SUFFIX)
             try:
@@ -3214,11 +3217,6 @@ class OutputSet:
             with contextlib.suppress(OSError):  # the first error is told
                 sync_folder(self.folder)
         return leftovers + _remove(first_part)
-
-
-def _is_first(final: Path) -> bool:
-    match = SUB_BATCH_NAME.fullmatch(final.name)
-    return match is not None and int(match["number"]) == 0
 
 
 def delete_source(
@@ -3651,7 +3649,7 @@ def split_file(
             if output.resolve(skip_existing=skip_existing):
                 report = SplitReport(path, size_bytes, skipped=True)
             else:
-                jobs = jobs or default_jobs(low_memory)
+                jobs = jobs or default_jobs(low_memory=low_memory)
                 started = time.perf_counter()
                 # The mode decides how traces are read and counted; all else is the same for both.
                 make_batch = IndexedBatch if low_memory else LoadedBatch
@@ -3710,12 +3708,12 @@ class PlannedFile:
     refusal: Optional[SplitError] = None
 
     @property
-    def will_split(self) -> bool:
+    def is_due(self) -> bool:
         return not self.skip and self.refusal is None
 
     @property
     def may_be_deleted(self) -> bool:
-        return self.will_split and not self.source.is_symlink()
+        return self.is_due and not self.source.is_symlink()
 
 
 def find_batches(path: Path, pattern: str) -> list[Path]:
@@ -3823,16 +3821,11 @@ def plan_run(
     return plan
 
 
-def find_sub_batches_of(plan: Sequence[PlannedFile]) -> list[str]:
+def find_sub_batches_among(plan: Sequence[PlannedFile]) -> list[str]:
     """Return which sources, by their names, are sub-batches of others: their traces come twice."""
     stems = {batch_stem(planned.source.name) for planned in plan}
     names = [planned.source.name for planned in plan]
     return [n for n in names if (m := SUB_BATCH_NAME.fullmatch(n)) and m["stem"] in stems]
-
-
-def expected_memory_bytes(planned: PlannedFile) -> int:
-    """Return what loading it will take."""
-    return int(planned.size_bytes * codec_of(planned.source).memory_ratio)
 
 
 def needed_disk_bytes(plan: Sequence[PlannedFile], folder: Path, *, delete_original: bool) -> int:
@@ -3840,13 +3833,13 @@ def needed_disk_bytes(plan: Sequence[PlannedFile], folder: Path, *, delete_origi
 
     An original that is deleted on the same disk makes room for the set of the next.
     """
-    sizes = [planned.size_bytes for planned in plan if planned.will_split]
+    sizes = [planned.size_bytes for planned in plan if planned.is_due]
     with contextlib.suppress(OSError):
         device = os.stat(nearest_folder(folder)).st_dev
         if delete_original and all(
             planned.may_be_deleted and os.stat(planned.source).st_dev == device
             for planned in plan
-            if planned.will_split
+            if planned.is_due
         ):
             return max(sizes, default=0)
     return sum(sizes)
@@ -3901,7 +3894,7 @@ def _printable(text: str) -> str:
 def foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
     """Return a warning (Spanish) where loading it will hardly fit: a guess, never a refusal."""
     memory = available_memory_bytes()
-    expected = expected_memory_bytes(planned)
+    expected = int(planned.size_bytes * codec_of(planned.source).memory_ratio)
     if memory is None or expected <= memory:
         return []
     return [
@@ -4549,7 +4542,7 @@ def _warn_of_run(plan: Sequence[PlannedFile], args: argparse.Namespace, console:
     if args.input.is_dir():
         if aside := find_left_aside(args.input, args.pattern):
             console.warn(args.input, describe_left_aside(aside))
-        if subs := find_sub_batches_of(plan):
+        if subs := find_sub_batches_among(plan):
             console.warn(
                 args.input,
                 f"contiene batches y también sub-batches suyos ({some_names(subs)}): se dividirán "
@@ -4640,7 +4633,7 @@ class _Run:
 
         started = time.perf_counter()
         try:
-            if planned.will_split:
+            if planned.is_due:
                 self._announce(planned, where, disk_was_told=disk_was_told)
             if planned.refusal is not None:
                 raise planned.refusal
@@ -4708,7 +4701,7 @@ def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Co
     console.report(*lines)
     refused = [planned for planned in plan if planned.refusal is not None]
     for planned in plan:
-        if planned.will_split and not args.low_memory:
+        if planned.is_due and not args.low_memory:
             console.warn(planned.source, *foresee_lack_of_memory(planned))
         if console.quiet and planned.refusal is not None:
             refusal = planned.refusal
