@@ -3391,35 +3391,39 @@ def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) ->
     raise VerificationError(final, f"{final.name} no es igual al original{where}", _LOOK_AT_SET)
 
 
-def _verify_loaded(source: Source, finals: Sequence[Path], meter: Meter) -> int:
+def _refuse_other_count(source: Source, n_found: int, n_traces: int) -> None:
+    if n_found != n_traces:
+        problem = f"su conjunto tiene {n_found} traces y el original {n_traces}"
+        raise VerificationError(source.path, problem, _LOOK_AT_SET)
+
+
+def _verify_loaded(source: Source, finals: Iterable[Path], meter: Meter) -> int:
     with source.open_stream() as stream:
         traces = load_traces(stream, source.path)
     first = 0
     for final in finals:
         first += _compare_loaded(traces, final, first, meter)
         gc.collect()
-    if first != len(traces):
-        problem = f"su conjunto tiene {first} traces y el original {len(traces)}"
-        raise VerificationError(source.path, problem, _LOOK_AT_SET)
+    _refuse_other_count(source, first, len(traces))
     return first
 
 
-def _verify_walked(source: Source, finals: Sequence[Path], scratch_dir: Path, meter: Meter) -> int:
+def _verify_walked(
+    source: Source, finals: Iterable[Path], scratch_dir: Path, meter: Meter
+) -> Optional[int]:
     """Compare what --low-memory would write with what is there; return how many traces.
 
-    Returns -1 for a set of the default mode: its bytes are others, whatever it holds.
+    Returns None for a set of the default mode: its bytes are others, whatever it holds.
     """
     sizes = []
     for final in finals:
         with open_metered(final, meter) as stream:
             index = PickleIndex(stream, final)
         if index.memoizes_list:  # which --low-memory never does
-            return -1
+            return None
         sizes.append(index.n_traces)
     with contextlib.closing(IndexedBatch(source.open_stream, source.path)) as batch:
-        if sum(sizes) != batch.n_traces:
-            problem = f"su conjunto tiene {sum(sizes)} traces y el original {batch.n_traces}"
-            raise VerificationError(source.path, problem, _LOOK_AT_SET)
+        _refuse_other_count(source, sum(sizes), batch.n_traces)
         batch.begin(sizes, scratch_dir)
         for final in finals:
             with open_metered(final, meter) as stream:
@@ -3518,22 +3522,22 @@ def verify_file(
         n_bytes = sum(fingerprint.size_bytes for fingerprint in finals.values())
         meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
         if low_memory:
-            n_traces = _verify_walked(opened, list(finals), folder, meter)
+            n_traces = _verify_walked(opened, finals, folder, meter)
         else:
-            n_traces = _verify_loaded(opened, list(finals), meter)
+            n_traces = _verify_loaded(opened, finals, meter)
         release_memory()
         opened.refuse_changed()
         kept_because = None
         if delete_original:
             kept_because = "--low-memory no puede juzgar un conjunto del modo normal"
-            if n_traces >= 0:
+            if n_traces is not None:
                 kept_because = _delete_verified(opened, finals, folder)
     return VerifyReport(
         source=path,
         source_bytes=opened.identity.size_bytes,
-        n_traces=max(n_traces, 0),
+        n_traces=n_traces or 0,
         files=tuple(finals),
-        unjudged=n_traces < 0,
+        unjudged=n_traces is None,
         deleted=delete_original and kept_because is None,
         kept_because=kept_because,
         warnings=tuple(warnings),
