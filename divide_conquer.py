@@ -3334,11 +3334,7 @@ _LOOK_AT_SET = (
 
 @dataclasses.dataclass(frozen=True)
 class _Report:
-    """What became of one source.
-
-    Sizes in bytes.  kept_because: why an original that should have been deleted was not; warnings:
-    Spanish, too.
-    """
+    """What both reports tell of one source: see SplitReport."""
 
     source: Path
     source_bytes: int
@@ -3351,7 +3347,10 @@ class _Report:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyReport(_Report):
-    """What verify_file found: the set of source is equal, or, with unjudged, cannot be compared."""
+    """What verify_file found: the set of source is equal, or, with unjudged, cannot be compared.
+
+    The other fields are as in SplitReport.
+    """
 
     unjudged: bool = False
 
@@ -3560,8 +3559,9 @@ class SplitReport(_Report):
     """What split_file did with one source.
 
     skipped: its set was there already, and little else is filled in.
-    pickled_bytes is before compression, one number a sub-batch; times in seconds.
+    Sizes in bytes; pickled_bytes is before compression, one number a sub-batch; times in seconds.
     peak_memory_bytes: of the whole process up to now, None where the system does not tell.
+    kept_because: why an original that should have been deleted was not; warnings: Spanish, too.
     """
 
     skipped: bool = False
