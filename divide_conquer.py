@@ -3590,8 +3590,8 @@ def _save_parts(
     Raises SaveError; the parts written so far are removed by output.
     """
     meter = Meter(progress, Phase.SAVE, batch.pickled_bytes)
-    n_whole, n_rest = divmod(batch.n_traces, traces_per_batch)
-    sizes = [traces_per_batch] * n_whole + [n_rest] * bool(n_rest)
+    firsts = range(0, batch.n_traces, traces_per_batch)
+    sizes = [min(traces_per_batch, batch.n_traces - first) for first in firsts]
     names = sub_batch_names(output.stem, len(sizes), output.codec.suffix)
     with saving(output.folder):
         batch.begin(sizes, output.folder)
@@ -3599,7 +3599,7 @@ def _save_parts(
     # The files are closed last: a thread may still be at work on one when an error comes.
     with contextlib.ExitStack() as files:
         with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(1) as syncer:
-            for name, first, size in zip(names, itertools.accumulate([0, *sizes]), sizes):
+            for name, first, size in zip(names, firsts, sizes):
                 with saving(output.folder / name):
                     part = output.create_part(name)
                     files.callback(part.close)
