@@ -207,56 +207,56 @@ class Interrupted(BaseException):
     leftovers: tuple[Path, ...] = ()
 
 
-class _Refusal(NamedTuple):
-    words: str
+class _OsProblem(NamedTuple):
+    problem: str
     hint: str = "comprueba los permisos y el disco"
 
 
 _NO_PERMISSION_HINT = "comprueba los permisos del archivo y de sus carpetas (ls -l)"
 
 # What the system refuses, in Spanish; and what to do where a batch cannot be read for it.
-OS_REFUSALS = {
-    errno.EACCES: _Refusal("permiso denegado", _NO_PERMISSION_HINT),
-    errno.EPERM: _Refusal("operación no permitida", _NO_PERMISSION_HINT),
-    errno.ENOENT: _Refusal("el archivo no existe", "comprueba si alguien lo ha movido o borrado"),
-    errno.EISDIR: _Refusal("es una carpeta"),
-    errno.ENOTDIR: _Refusal("parte de la ruta no es una carpeta"),
-    errno.EEXIST: _Refusal("el archivo ya existe"),
-    errno.ENOSPC: _Refusal("no queda espacio en el disco"),
-    errno.EDQUOT: _Refusal("cuota de disco agotada"),
-    errno.EFBIG: _Refusal("el archivo supera el tamaño permitido"),
-    errno.EROFS: _Refusal("el disco es de solo lectura"),
-    errno.EIO: _Refusal(
+OS_PROBLEMS = {
+    errno.EACCES: _OsProblem("permiso denegado", _NO_PERMISSION_HINT),
+    errno.EPERM: _OsProblem("operación no permitida", _NO_PERMISSION_HINT),
+    errno.ENOENT: _OsProblem("el archivo no existe", "comprueba si alguien lo ha movido o borrado"),
+    errno.EISDIR: _OsProblem("es una carpeta"),
+    errno.ENOTDIR: _OsProblem("parte de la ruta no es una carpeta"),
+    errno.EEXIST: _OsProblem("el archivo ya existe"),
+    errno.ENOSPC: _OsProblem("no queda espacio en el disco"),
+    errno.EDQUOT: _OsProblem("cuota de disco agotada"),
+    errno.EFBIG: _OsProblem("el archivo supera el tamaño permitido"),
+    errno.EROFS: _OsProblem("el disco es de solo lectura"),
+    errno.EIO: _OsProblem(
         "error de entrada/salida del disco",
         "parece un fallo del disco: copia el archivo desde su origen a otro disco",
     ),
-    errno.ENAMETOOLONG: _Refusal("nombre de archivo demasiado largo"),
-    errno.EMFILE: _Refusal("demasiados archivos abiertos"),
-    errno.ELOOP: _Refusal(
+    errno.ENAMETOOLONG: _OsProblem("nombre de archivo demasiado largo"),
+    errno.EMFILE: _OsProblem("demasiados archivos abiertos"),
+    errno.ELOOP: _OsProblem(
         "el enlace simbólico da vueltas en círculo", "corrige el enlace o quítalo de la carpeta"
     ),
-    errno.ENOMEM: _Refusal("no hay memoria suficiente"),
-    errno.ESTALE: _Refusal(
+    errno.ENOMEM: _OsProblem("no hay memoria suficiente"),
+    errno.ESTALE: _OsProblem(
         "el servidor de archivos ya no lo encuentra",
         "comprueba que el archivo sigue en el servidor y repite el comando",
     ),
-    errno.ENOTCONN: _Refusal(
+    errno.ENOTCONN: _OsProblem(
         "la carpeta de red está desconectada",
         "vuelve a montar la carpeta de red y repite el comando",
     ),
-    errno.ETIMEDOUT: _Refusal(
+    errno.ETIMEDOUT: _OsProblem(
         "el servidor de archivos no responde", "espera a que responda y repite el comando"
     ),
 }
 
 
-def refusal_of(error: OSError) -> _Refusal:
-    return OS_REFUSALS.get(error.errno or 0) or _Refusal(error.strerror or str(error))
+def os_problem_of(error: OSError) -> _OsProblem:
+    return OS_PROBLEMS.get(error.errno or 0) or _OsProblem(error.strerror or str(error))
 
 
 def explain_os_error(error: OSError) -> str:
     """Return in Spanish why the system refused, or its own words for the rarer reasons."""
-    return refusal_of(error).words
+    return os_problem_of(error).problem
 
 
 # ---------------------------------------------------------------------------------------------
@@ -659,8 +659,8 @@ def _explain_file(error: BaseException, path: Path) -> _Reason:
     if isinstance(error, OSError):
         if error.errno == errno.ENOENT and path.is_symlink():
             return _BROKEN_LINK.about(os.readlink(path))
-        words, hint = refusal_of(error)
-        return _Reason(f"no se puede leer ({words})", hint)
+        problem, hint = os_problem_of(error)
+        return _Reason(f"no se puede leer ({problem})", hint)
     return _CUT_PICKLE if isinstance(error, EOFError) else _NO_PICKLE
 
 
@@ -3799,7 +3799,7 @@ def _plan_file(
 
 
 def plan_run(
-    sources: Sequence[Path], output_dir: Path, *, skip_existing: bool, look_inside: bool = False
+    sources: Sequence[Path], output_dir: Path, *, skip_existing: bool, look_inside: bool
 ) -> list[PlannedFile]:
     """Foresee, without touching anything, what split_file will do with each of the sources.
 
@@ -3859,7 +3859,7 @@ def explain_unwritable(folder: Path) -> Optional[str]:
     is none of that, access(2) is asked.
     """
     if folder.is_symlink() and not folder.exists():  # the disk behind it may not be there
-        return OS_REFUSALS[errno.ENOENT].words
+        return OS_PROBLEMS[errno.ENOENT].problem
     folder = nearest_folder(folder)
     try:
         os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
@@ -3868,7 +3868,7 @@ def explain_unwritable(folder: Path) -> Optional[str]:
     except OSError as error:
         if error.errno not in _NO_UNNAMED_FILES:
             return explain_os_error(error)
-    return None if os.access(folder, os.W_OK | os.X_OK) else OS_REFUSALS[errno.EACCES].words
+    return None if os.access(folder, os.W_OK | os.X_OK) else OS_PROBLEMS[errno.EACCES].problem
 
 
 # ---------------------------------------------------------------------------------------------
@@ -4444,8 +4444,10 @@ def _make_parser() -> _SpanishParser:
     )
     switch("--dry-run", help="mostrar lo que se haría, sin tocar nada")
     switch("--yes", "-y", help="no preguntar antes de eliminar")
-    jobs_help = "hilos para comprimir y validar (default: los procesadores disponibles; "
-    jobs_help += "con --low-memory, 4 como mucho)"
+    jobs_help = (
+        "hilos para comprimir y validar (default: los procesadores disponibles; "
+        "con --low-memory, 4 como mucho)"
+    )
     add("--jobs", "-j", type=_at_least_one, metavar="N", help=jobs_help)
     library = "sin isal" if deflate_library is zlib else "con isal"
     version = f"%(prog)s {__version__} (Python {platform.python_version()}, {library})"
