@@ -509,7 +509,7 @@ class _Reason(NamedTuple):
         return self._replace(problem=self.problem.replace("{error}", text))
 
 
-COPY_AGAIN = "vuelve a copiar el archivo desde su origen o genera de nuevo el batch"
+COPY_HINT = "vuelve a copiar el archivo desde su origen o genera de nuevo el batch"
 
 
 def read_by(library: str) -> str:
@@ -517,8 +517,8 @@ def read_by(library: str) -> str:
 
 
 LOW_MEMORY = "--low-memory"  # named in a hint only where it is a way out
-COPY_BYTES = f"usa {LOW_MEMORY}, que copia los traces sin cargarlos"
-_SAME_ENVIRONMENT = (
+LOW_MEMORY_HINT = f"usa {LOW_MEMORY}, que copia los traces sin cargarlos"
+_CODE_HINT = (
     "ejecuta el script en el entorno de Python que creó el archivo, "
     f"o usa {LOW_MEMORY}, que no necesita sus módulos"
 )
@@ -527,19 +527,21 @@ _LOAD_MEMORY = _Reason(
     "no hay memoria suficiente para cargarlo entero",
     f"usa {LOW_MEMORY}, que divide el archivo sin cargarlo",
 )
-_CUT_PICKLE = _Reason("está truncado o dañado: termina antes de tiempo", COPY_AGAIN)
-_NO_PICKLE = _Reason("no es un pickle o está dañado ({error})", COPY_AGAIN)
+_CUT_PICKLE = _Reason("está truncado o dañado: termina antes de tiempo", COPY_HINT)
+_NO_PICKLE = _Reason("no es un pickle o está dañado ({error})", COPY_HINT)
 _BROKEN_LINK = _Reason(
     "es un enlace simbólico roto: «{error}» no existe", "corrige el enlace o quítalo de la carpeta"
 )
-_MISSING_CODE = _Reason("falta código que sus traces necesitan ({error})", _SAME_ENVIRONMENT)
-_CODE_FAILS = _Reason("el código de sus traces falla al cargarlos ({error})", _SAME_ENVIRONMENT)
-BY_VALUE = _Reason("contiene funciones o clases guardadas con {error}", COPY_BYTES)
+_MISSING_CODE = _Reason("falta código que sus traces necesitan ({error})", _CODE_HINT)
+_CODE_FAILS = _Reason("el código de sus traces falla al cargarlos ({error})", _CODE_HINT)
+BY_VALUE = _Reason("contiene funciones o clases guardadas con {error}", LOW_MEMORY_HINT)
 _PYTHON_2 = _Reason(
     "contiene textos de Python 2, que Python 3 no carga sin saber su codificación",
     f"usa {LOW_MEMORY}, que los copia como están (se cargan con pickle.load y encoding='latin1')",
 )
-_EXTENSION = _Reason("usa códigos de copyreg que aquí no están registrados ({error})", COPY_BYTES)
+_EXTENSION = _Reason(
+    "usa códigos de copyreg que aquí no están registrados ({error})", LOW_MEMORY_HINT
+)
 PERSISTENT_IDS = _Reason(
     "sus traces están en parte fuera del archivo (persistent_id)",
     read_by("el programa que lo escribió"),
@@ -557,9 +559,9 @@ _FULL_GPU = _Reason(
     "no hay memoria suficiente en la GPU a la que van sus tensores",
     f"usa {LOW_MEMORY}, que no los carga, o libera la GPU (nvidia-smi dice quién la ocupa)",
 )
-_TOO_DEEP = _Reason("sus traces están anidados a demasiada profundidad", COPY_BYTES)
+_TOO_DEEP = _Reason("sus traces están anidados a demasiada profundidad", LOW_MEMORY_HINT)
 _NOT_PICKLABLE = _Reason(
-    "sus traces no se pueden volver a guardar con pickle ({error})", COPY_BYTES
+    "sus traces no se pueden volver a guardar con pickle ({error})", LOW_MEMORY_HINT
 )
 
 NO_MEMORY = _Reason(
@@ -655,7 +657,7 @@ def is_explained(error: BaseException) -> bool:
 def _explain_file(error: BaseException, path: Path) -> _Reason:
     """Return the reason of an error of our own reader or walker."""
     if isinstance(error, StreamError) and error.errno is None:
-        return _Reason(str(error), COPY_AGAIN)
+        return _Reason(str(error), COPY_HINT)
     if isinstance(error, OSError):
         if error.errno == errno.ENOENT and path.is_symlink():
             return _BROKEN_LINK.about(os.readlink(path))
@@ -804,7 +806,7 @@ _FORMATS = (
         "descarga el archivo otra vez",
     ),
     _Format(_BOM_SPACE + rb"[\[{]\s*[\[{\"\]}\d-]", "es JSON, no un pickle", read_by("json")),
-    _Format(rb"\x00{16}", "empieza con ceros: la copia quedó a medias", COPY_AGAIN),
+    _Format(rb"\x00{16}", "empieza con ceros: la copia quedó a medias", COPY_HINT),
 )
 _START_BYTES = 512
 
@@ -813,7 +815,7 @@ def refuse_other_formats(stream: io.BufferedReader[Any], path: Path) -> None:
     """Raise LoadError, with the way to open it, for an empty file or one of another kind."""
     start = stream.peek(_START_BYTES)[:_START_BYTES]
     if not start:
-        raise LoadError(path, "está vacío", COPY_AGAIN)
+        raise LoadError(path, "está vacío", COPY_HINT)
     for kind in _FORMATS:
         if re.match(kind.start, start, re.DOTALL):
             plain = path.with_name(f"{path.name.split('.pkl')[0]}_descomprimido.pkl")
@@ -1267,7 +1269,7 @@ class _Unpickler(pickle.Unpickler):
         # would find under the name is another class, or a part of this script.
         if module == "__main__":
             problem = f"necesita «{name}», definido en el script que creó el archivo (__main__)"
-            raise LoadError(self._path, problem, COPY_BYTES)
+            raise LoadError(self._path, problem, LOW_MEMORY_HINT)
         if module in ("builtins", "__builtin__") and name == "__main__":  # dill's word for it
             raise LoadError(self._path, *BY_VALUE.about("dill"))
         if module.endswith("joblib.numpy_pickle"):  # raw bytes of an array follow
@@ -3310,7 +3312,7 @@ def validate_parts(
     for sub_batch in failed:  # some objects load in the main thread only
         if error := check(sub_batch):
             problem = f"la validación falló: está bien escrito, pero no se carga: {error.problem}"
-            hint = error.hint if lacks_memory(error) else COPY_BYTES
+            hint = error.hint if lacks_memory(error) else LOW_MEMORY_HINT
             if count_traces is count_walked:
                 hint = _REPORT_HINT
             raise ValidationError(sub_batch.part, problem, hint) from error
@@ -3327,7 +3329,7 @@ def validate_parts(
 # ---------------------------------------------------------------------------------------------
 # Verifying one file: is the set that is there what its original holds?
 
-_LOOK_AT_SET = (
+_SET_HINT = (
     "no borres el original; aparta ese conjunto y divide otra vez (con --low-memory, si se repite)"
 )
 
@@ -3387,13 +3389,13 @@ def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) ->
         problem = f"{final.name} no se puede comparar: {reason.problem}"
         raise VerificationError(final, problem, reason.hint) from error
     where = "" if number is None else f"; el primero que difiere es el trace {number}"
-    raise VerificationError(final, f"{final.name} no es igual al original{where}", _LOOK_AT_SET)
+    raise VerificationError(final, f"{final.name} no es igual al original{where}", _SET_HINT)
 
 
 def _refuse_other_count(source: Source, n_found: int, n_traces: int) -> None:
     if n_found != n_traces:
         problem = f"su conjunto tiene {n_found} traces y el original {n_traces}"
-        raise VerificationError(source.path, problem, _LOOK_AT_SET)
+        raise VerificationError(source.path, problem, _SET_HINT)
 
 
 def _verify_loaded(source: Source, finals: Iterable[Path], meter: Meter) -> int:
@@ -3430,7 +3432,7 @@ def _verify_walked(
                 batch.dump_next(comparison)
                 if not comparison.is_equal or stream.read(1):
                     problem = f"{final.name} no es igual al original"
-                    raise VerificationError(final, problem, _LOOK_AT_SET)
+                    raise VerificationError(final, problem, _SET_HINT)
     return sum(sizes)
 
 
@@ -3446,7 +3448,7 @@ def _find_finals(source: Source, folder: Path) -> dict[Path, Fingerprint]:
     for path in found.finals:
         if not path.is_file():  # opening a FIFO would wait for its writer
             problem = f"{path.name} no es un archivo normal"
-            raise VerificationError(source.path, problem, _LOOK_AT_SET)
+            raise VerificationError(source.path, problem, _SET_HINT)
     return {path: Fingerprint.of(os.lstat(path)) for path in found.finals}
 
 
@@ -3461,10 +3463,10 @@ def _explaining_unreadable_set(source: Source) -> Iterator[None]:
         if lacks_memory(error):  # says nothing of the set
             raise LoadError(source.path, *NO_MEMORY) from error
         problem = f"{error.path.name} no se puede leer: {error.problem}"
-        raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
+        raise VerificationError(error.path, problem, _SET_HINT) from error
     except OSError as error:
         problem = f"no se puede leer su conjunto: {explain_os_error(error)}"
-        raise VerificationError(source.path, problem, _LOOK_AT_SET) from error
+        raise VerificationError(source.path, problem, _SET_HINT) from error
 
 
 @contextlib.contextmanager
