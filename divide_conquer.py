@@ -3775,29 +3775,32 @@ def find_subfolders(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _plan_file(
+def size_of(path: Path) -> int:
+    with contextlib.suppress(OSError):  # who opens it tells why
+        return path.stat().st_size
+    return 0
+
+
+def _foresee_skip(
     source: Path, output_dir: Path, *, skip_existing: bool, look_inside: bool
-) -> PlannedFile:
+) -> bool:
+    """Return whether it will be skipped; raise the SplitError that it will fail with."""
     try:
-        status = os.stat(source)
+        identity = FileIdentity.of(os.stat(source))
     except OSError as error:
-        return PlannedFile(source, 0, refusal=load_error(source, error))
+        raise load_error(source, error) from error
     try:
-        stem = batch_stem(source.name) or source.name
-        found = find_set(output_dir, stem, FileIdentity.of(status))
+        found = find_set(output_dir, batch_stem(source.name) or source.name, identity)
         skip = refuse_or_skip(source, found, skip_existing=skip_existing)
-        if not skip:
-            with contextlib.closing(Source(source, ignore_progress)) as opened:
-                if look_inside:  # as the split will begin
-                    with opened.open_stream() as stream:
-                        refuse_other_formats(stream, source)
-        return PlannedFile(source, status.st_size, skip=skip)
     except OSError as error:
         problem = f"no se puede leer la carpeta de salida ({explain_os_error(error)})"
-        refusal: SplitError = OutputError(source, problem, SPACE_HINT)
-    except SplitError as error:
-        refusal = error
-    return PlannedFile(source, status.st_size, refusal=refusal)
+        raise OutputError(source, problem, SPACE_HINT) from error
+    if not skip:
+        with contextlib.closing(Source(source, ignore_progress)) as opened:
+            if look_inside:  # as the split will begin
+                with opened.open_stream() as stream:
+                    refuse_other_formats(stream, source)
+    return skip
 
 
 def plan_run(
@@ -3812,18 +3815,21 @@ def plan_run(
         same_stem[batch_stem(source.name)].append(source)
     plan = []
     for source in sources:
-        planned = _plan_file(
-            source, output_dir, skip_existing=skip_existing, look_inside=look_inside
-        )
-        twins = [twin.name for twin in same_stem[batch_stem(source.name)] if twin != source]
-        if twins:
-            refusal = OutputError(
-                source,
-                f"sus sub-batches se llamarían igual que los de {twins[0]}",
-                "divide cada uno por separado en su propia carpeta de salida",
+        skip, refusal = False, None
+        try:
+            for twin in same_stem[batch_stem(source.name)]:
+                if twin != source:
+                    raise OutputError(
+                        source,
+                        f"sus sub-batches se llamarían igual que los de {twin.name}",
+                        "divide cada uno por separado en su propia carpeta de salida",
+                    )
+            skip = _foresee_skip(
+                source, output_dir, skip_existing=skip_existing, look_inside=look_inside
             )
-            planned = PlannedFile(source, planned.size_bytes, refusal=refusal)
-        plan.append(planned)
+        except SplitError as error:
+            refusal = error
+        plan.append(PlannedFile(source, size_of(source), skip, refusal))
     return plan
 
 
@@ -4512,12 +4518,6 @@ def _open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _size_of(path: Path) -> int:
-    with contextlib.suppress(OSError):  # verify_file tells why
-        return path.stat().st_size
-    return 0
-
-
 def _may_delete(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console) -> bool:
     """Ask once, where originals are to go and --yes is missing; all but a clear yes is a no."""
     doomed = [planned for planned in plan if planned.may_be_deleted]
@@ -4737,7 +4737,7 @@ def _make_plan(args: argparse.Namespace, console: Console) -> list[PlannedFile]:
         console.error(*describe_nothing_found(args.input, args.pattern))
         return []
     if args.verify:
-        return [PlannedFile(source, _size_of(source)) for source in sources]
+        return [PlannedFile(source, size_of(source)) for source in sources]
     return plan_run(
         sources, args.output, skip_existing=args.skip_existing, look_inside=args.dry_run
     )
