@@ -2819,12 +2819,13 @@ def find_set(output_dir: Path, stem: str, original: FileIdentity) -> _FoundSet:
     """Look for the set of a source by its stem, size and modification time; touch nothing."""
     finals: list[Path] = []
     parts: list[Path] = []
-    for name in sorted(os.listdir(output_dir)) if output_dir.is_dir() else ():
+    for name in os.listdir(output_dir) if output_dir.is_dir() else ():
         # Not glob: a stem may hold *, ? or [, and a_sub0000_sub0000 is not of a.
         if (match := SUB_BATCH_NAME.fullmatch(name)) and match["stem"] == stem:
             (parts if match["part"] else finals).append(output_dir / name)
-    finals.sort(key=_number)
-    parts.sort(key=_number)
+    for paths in (finals, parts):
+        paths.sort()  # equal numbers, of two suffixes, are to stand in one order, too
+        paths.sort(key=_number)
     problem = ""
     if not finals:
         state = SetState.ABSENT
@@ -4031,6 +4032,9 @@ class Console:
     def error(self, *lines: str) -> None:
         self._print(sys.stderr, lines)
 
+    def refuse(self, path: Path, problem: str, hint: str) -> None:
+        self.error(f"ERROR {path}: {problem}", f"  Qué hacer: {hint}.")
+
     def show_progress(self, label: str, done_bytes: int, expected_bytes: int) -> None:
         """Show one bar for label, if there is a terminal to show it on."""
         if self.quiet or not self._has_terminal:
@@ -4707,23 +4711,18 @@ def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Co
         delete_original=args.delete_original,
     )
     console.report(*lines)
-    refused = [planned for planned in plan if planned.refusal is not None]
     for planned in plan:
         if planned.is_due and not args.low_memory:
             console.warn(planned.source, *foresee_lack_of_memory(planned))
         if console.quiet and planned.refusal is not None:
-            refusal = planned.refusal
-            console.error(
-                f"ERROR {planned.source}: fallaría: {refusal.problem}",
-                f"  Qué hacer: {refusal.hint}.",
-            )
+            problem = f"fallaría: {planned.refusal.problem}"
+            console.refuse(planned.source, problem, planned.refusal.hint)
     unwritable = explain_unwritable(args.output)
     if unwritable is not None:
-        console.error(
-            f"ERROR {args.output}: no se puede escribir en la carpeta de salida ({unwritable})",
-            f"  Qué hacer: {SPACE_HINT}.",
-        )
-    return 1 if refused or unwritable is not None else 0
+        problem = f"no se puede escribir en la carpeta de salida ({unwritable})"
+        console.refuse(args.output, problem, SPACE_HINT)
+    will_fail = any(planned.refusal is not None for planned in plan)
+    return 1 if will_fail or unwritable is not None else 0
 
 
 def _make_plan(args: argparse.Namespace, console: Console) -> list[PlannedFile]:
