@@ -61,10 +61,10 @@ import time
 import traceback
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType, FunctionType, TracebackType
+from types import FrameType, FunctionType
 from typing import (
     Any,
     BinaryIO,
@@ -175,10 +175,10 @@ class LoadError(SplitError):
 
 
 class StreamError(OSError):
-    """The bytes of a file cannot be had: the disk, a gzip that is damaged or cut off (its cause).
+    """The bytes of a file cannot be had: the disk (with its errno), a gzip damaged or cut off.
 
     An OSError, as reading raises; and of our own, so that an OSError, EOFError or zlib.error that
-    the code of a trace raises is never taken for one of the file.  Its text is Spanish.
+    the code of a trace raises is never taken for one of the file.  Without errno, Spanish.
     """
 
 
@@ -207,31 +207,56 @@ class Interrupted(BaseException):
     leftovers: tuple[Path, ...] = ()
 
 
-SPANISH_ERRORS = {
-    errno.EACCES: "permiso denegado",
-    errno.EPERM: "operación no permitida",
-    errno.ENOENT: "el archivo no existe",
-    errno.EISDIR: "es una carpeta",
-    errno.ENOTDIR: "parte de la ruta no es una carpeta",
-    errno.EEXIST: "el archivo ya existe",
-    errno.ENOSPC: "no queda espacio en el disco",
-    errno.EDQUOT: "cuota de disco agotada",
-    errno.EFBIG: "el archivo supera el tamaño permitido",
-    errno.EROFS: "el disco es de solo lectura",
-    errno.EIO: "error de entrada/salida del disco",
-    errno.ENAMETOOLONG: "nombre de archivo demasiado largo",
-    errno.EMFILE: "demasiados archivos abiertos",
-    errno.ELOOP: "el enlace simbólico da vueltas en círculo",
-    errno.ENOMEM: "no hay memoria suficiente",
-    errno.ESTALE: "el servidor de archivos ya no lo encuentra",
-    errno.ENOTCONN: "la carpeta de red está desconectada",
-    errno.ETIMEDOUT: "el servidor de archivos no responde",
+class _OsProblem(NamedTuple):
+    problem: str
+    hint: str = "comprueba los permisos y el disco"
+
+
+_NO_PERMISSION_HINT = "comprueba los permisos del archivo y de sus carpetas (ls -l)"
+
+# What the system refuses, in Spanish; and what to do where a batch cannot be read for it.
+OS_PROBLEMS = {
+    errno.EACCES: _OsProblem("permiso denegado", _NO_PERMISSION_HINT),
+    errno.EPERM: _OsProblem("operación no permitida", _NO_PERMISSION_HINT),
+    errno.ENOENT: _OsProblem("el archivo no existe", "comprueba si alguien lo ha movido o borrado"),
+    errno.EISDIR: _OsProblem("es una carpeta"),
+    errno.ENOTDIR: _OsProblem("parte de la ruta no es una carpeta"),
+    errno.EEXIST: _OsProblem("el archivo ya existe"),
+    errno.ENOSPC: _OsProblem("no queda espacio en el disco"),
+    errno.EDQUOT: _OsProblem("cuota de disco agotada"),
+    errno.EFBIG: _OsProblem("el archivo supera el tamaño permitido"),
+    errno.EROFS: _OsProblem("el disco es de solo lectura"),
+    errno.EIO: _OsProblem(
+        "error de entrada/salida del disco",
+        "parece un fallo del disco: copia el archivo desde su origen a otro disco",
+    ),
+    errno.ENAMETOOLONG: _OsProblem("nombre de archivo demasiado largo"),
+    errno.EMFILE: _OsProblem("demasiados archivos abiertos"),
+    errno.ELOOP: _OsProblem(
+        "el enlace simbólico da vueltas en círculo", "corrige el enlace o quítalo de la carpeta"
+    ),
+    errno.ENOMEM: _OsProblem("no hay memoria suficiente"),
+    errno.ESTALE: _OsProblem(
+        "el servidor de archivos ya no lo encuentra",
+        "comprueba que el archivo sigue en el servidor y repite el comando",
+    ),
+    errno.ENOTCONN: _OsProblem(
+        "la carpeta de red está desconectada",
+        "vuelve a montar la carpeta de red y repite el comando",
+    ),
+    errno.ETIMEDOUT: _OsProblem(
+        "el servidor de archivos no responde", "espera a que responda y repite el comando"
+    ),
 }
+
+
+def os_problem_of(error: OSError) -> _OsProblem:
+    return OS_PROBLEMS.get(error.errno or 0) or _OsProblem(error.strerror or str(error))
 
 
 def explain_os_error(error: OSError) -> str:
     """Return in Spanish why the system refused, or its own words for the rarer reasons."""
-    return SPANISH_ERRORS.get(error.errno or 0) or error.strerror or str(error)
+    return os_problem_of(error).problem
 
 
 # ---------------------------------------------------------------------------------------------
@@ -305,11 +330,7 @@ def sync_folder(path: Path) -> bool:
     if os.name == "nt":
         return False
     try:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_path(path)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
             return False
@@ -341,16 +362,22 @@ def drop_page_cache(fd: int) -> None:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def _read_proc(file: str, field: str) -> Optional[int]:
+    """Return a number of bytes that Linux tells (proc(5)), None on another system."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path(file).read_text(encoding="ascii", errors="replace")
+        return int(text.split(f"{field}:")[1].split()[0]) * 1024
+    return None
+
+
 def peak_memory_bytes() -> Optional[int]:
     """Return the largest resident size of this process so far.
 
-    From VmHWM (proc(5)) where there is one: on Linux ru_maxrss starts with that of the parent.
+    From VmHWM where there is one: on Linux ru_maxrss starts with that of the parent.
     """
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    if resource is None:
-        return None
+    peak = _read_proc("/proc/self/status", "VmHWM")
+    if peak is not None or resource is None:
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -393,16 +420,12 @@ def tune_malloc(*, low_memory: bool) -> None:
         ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _usable_processors() -> int:
-    """Return how many processors this process may use."""
+def default_jobs(*, low_memory: bool) -> int:
+    """Return on how many of the usable processors to deflate: one that copies feeds only 4."""
+    usable = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def default_jobs(low_memory: bool) -> int:
-    """Return on how many threads to deflate: one that inflates and copies feeds no more than 4."""
-    return min(_usable_processors(), 4) if low_memory else _usable_processors()
+        usable = len(os.sched_getaffinity(0))
+    return min(usable, 4) if low_memory else usable
 
 
 # cgroups(7): version 1 mounts its memory controller apart; names of limit, use and caches.
@@ -451,12 +474,9 @@ def _cgroup_memory_bytes(
 def available_memory_bytes() -> Optional[int]:
     """Return what this process can still allocate without swapping, or None if nothing tells.
 
-    The smaller of MemAvailable (proc(5)) and what its control groups leave.
+    The smaller of MemAvailable and what its control groups leave.
     """
-    found = [_cgroup_memory_bytes()]
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
-        found.append(int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024)
+    found = (_cgroup_memory_bytes(), _read_proc("/proc/meminfo", "MemAvailable"))
     return min((room for room in found if room is not None), default=None)
 
 
@@ -478,43 +498,48 @@ def free_disk_bytes(folder: Path) -> int:
 
 
 class _Reason(NamedTuple):
-    """What the user reads; {error} is the error's text."""
+    """What the user reads; {error} in the problem is for the error's text."""
 
     problem: str
     hint: str
 
+    def about(self, text: str) -> _Reason:
+        return self._replace(problem=self.problem.replace("{error}", text))
 
-COPY_AGAIN = "vuelve a copiar el archivo desde su origen o genera de nuevo el batch"
+
+COPY_HINT = "vuelve a copiar el archivo desde su origen o genera de nuevo el batch"
 
 
 def read_by(library: str) -> str:
     return f"cárgalo con {library} y guarda la lista de traces con pickle.dump"
 
 
-_ENVIRONMENT = "ejecuta el script en el entorno de Python que creó el archivo"
-COPY_BYTES = "usa --low-memory, que copia los traces sin cargarlos"
-SAME_ENVIRONMENT = f"{_ENVIRONMENT}, o usa --low-memory, que no necesita sus módulos"
-
-LOAD_MEMORY = _Reason(
-    "no hay memoria suficiente para cargarlo entero",
-    "usa --low-memory, que divide el archivo sin cargarlo",
+LOW_MEMORY = "--low-memory"  # named in a hint only where it is a way out
+LOW_MEMORY_HINT = f"usa {LOW_MEMORY}, que copia los traces sin cargarlos"
+_CODE_HINT = (
+    "ejecuta el script en el entorno de Python que creó el archivo, "
+    f"o usa {LOW_MEMORY}, que no necesita sus módulos"
 )
-_TRUNCATED = _Reason("está truncado: termina antes de tiempo", COPY_AGAIN)
-_CUT_PICKLE = _Reason("está truncado o dañado: termina antes de tiempo", COPY_AGAIN)
-_NO_PICKLE = _Reason("no es un pickle o está dañado ({error})", COPY_AGAIN)
-_BAD_GZIP = _Reason("el gzip está dañado ({error})", COPY_AGAIN)
-_UNREADABLE = _Reason("no se puede leer ({error})", "comprueba los permisos y el disco")
+
+_LOAD_MEMORY = _Reason(
+    "no hay memoria suficiente para cargarlo entero",
+    f"usa {LOW_MEMORY}, que divide el archivo sin cargarlo",
+)
+_CUT_PICKLE = _Reason("está truncado o dañado: termina antes de tiempo", COPY_HINT)
+_NO_PICKLE = _Reason("no es un pickle o está dañado ({error})", COPY_HINT)
 _BROKEN_LINK = _Reason(
     "es un enlace simbólico roto: «{error}» no existe", "corrige el enlace o quítalo de la carpeta"
 )
-_MISSING_CODE = _Reason("falta código que sus traces necesitan ({error})", SAME_ENVIRONMENT)
-_CODE_FAILS = _Reason("el código de sus traces falla al cargarlos ({error})", SAME_ENVIRONMENT)
-BY_VALUE = _Reason("contiene funciones o clases guardadas con {module}", COPY_BYTES)
+_MISSING_CODE = _Reason("falta código que sus traces necesitan ({error})", _CODE_HINT)
+_CODE_FAILS = _Reason("el código de sus traces falla al cargarlos ({error})", _CODE_HINT)
+BY_VALUE = _Reason("contiene funciones o clases guardadas con {error}", LOW_MEMORY_HINT)
 _PYTHON_2 = _Reason(
     "contiene textos de Python 2, que Python 3 no carga sin saber su codificación",
-    "usa --low-memory, que los copia como están (se cargan con pickle.load y encoding='latin1')",
+    f"usa {LOW_MEMORY}, que los copia como están (se cargan con pickle.load y encoding='latin1')",
 )
-_EXTENSION = _Reason("usa códigos de copyreg que aquí no están registrados ({error})", COPY_BYTES)
+_EXTENSION = _Reason(
+    "usa códigos de copyreg que aquí no están registrados ({error})", LOW_MEMORY_HINT
+)
 PERSISTENT_IDS = _Reason(
     "sus traces están en parte fuera del archivo (persistent_id)",
     read_by("el programa que lo escribió"),
@@ -526,34 +551,24 @@ OUT_OF_BAND = _Reason(
 JOBLIB = _Reason("lo escribió joblib.dump, no pickle.dump", read_by("joblib.load"))
 _NO_GPU = _Reason(
     "contiene tensores de una GPU que aquí no se puede usar ({error})",
-    "usa --low-memory, que no los carga, o ejecuta el script en una máquina con esa GPU",
+    f"usa {LOW_MEMORY}, que no los carga, o ejecuta el script en una máquina con esa GPU",
 )
 _FULL_GPU = _Reason(
     "no hay memoria suficiente en la GPU a la que van sus tensores",
-    "usa --low-memory, que no los carga, o libera la GPU (nvidia-smi dice quién la ocupa)",
+    f"usa {LOW_MEMORY}, que no los carga, o libera la GPU (nvidia-smi dice quién la ocupa)",
 )
-_TOO_DEEP = _Reason("sus traces están anidados a demasiada profundidad", COPY_BYTES)
+_TOO_DEEP = _Reason("sus traces están anidados a demasiada profundidad", LOW_MEMORY_HINT)
 _NOT_PICKLABLE = _Reason(
-    "sus traces no se pueden volver a guardar con pickle ({error})", COPY_BYTES
+    "sus traces no se pueden volver a guardar con pickle ({error})", LOW_MEMORY_HINT
 )
 
-NO_MEMORY = _Reason("no hay memoria suficiente", "cierra otros programas o prueba con --low-memory")
+NO_MEMORY = _Reason(
+    "no hay memoria suficiente", f"cierra otros programas o prueba con {LOW_MEMORY}"
+)
 MORE_DATA = _Reason(
     "hay más datos después del primer pickle", "guarda cada lista en su propio archivo"
 )
 NO_TRACES = _Reason("la lista de traces está vacía", "no hay nada que dividir: apártalo")
-_SAVE_A_LIST = "guarda los traces como una lista (list)"
-
-_READ_HINTS = {
-    errno.EACCES: "comprueba los permisos del archivo y de sus carpetas (ls -l)",
-    errno.EPERM: "comprueba los permisos del archivo y de sus carpetas (ls -l)",
-    errno.ENOENT: "comprueba si alguien lo ha movido o borrado",
-    errno.ELOOP: "corrige el enlace o quítalo de la carpeta",
-    errno.ESTALE: "comprueba que el archivo sigue en el servidor y repite el comando",
-    errno.ENOTCONN: "vuelve a montar la carpeta de red y repite el comando",
-    errno.ETIMEDOUT: "espera a que responda y repite el comando",
-    errno.EIO: "parece un fallo del disco: copia el archivo desde su origen a otro disco",
-}
 
 # What the C unpickler itself says of bytes that make no sense, where others raise this type, too.
 _UNPICKLER_WORDS = ("unsupported pickle protocol", "invalid literal for", "could not convert")
@@ -637,23 +652,16 @@ def is_explained(error: BaseException) -> bool:
     return known or _origin_of(error) is not Origin.OURS
 
 
-def _explain_os_error(error: OSError, path: Path) -> tuple[_Reason, str]:
-    if error.errno == errno.ENOENT and path.is_symlink():
-        return _BROKEN_LINK, os.readlink(path)
-    hint = _READ_HINTS.get(error.errno or 0, _UNREADABLE.hint)
-    return _UNREADABLE._replace(hint=hint), explain_os_error(error)
-
-
-def _explain_file(error: BaseException, path: Path) -> tuple[_Reason, str]:
-    """Return the reason, and the text for it, of an error of our own reader or walker."""
-    cause = (isinstance(error, StreamError) and error.__cause__) or error
-    if isinstance(cause, OSError):
-        return _explain_os_error(cause, path)
-    if isinstance(cause, EOFError):
-        return (_TRUNCATED if isinstance(error, StreamError) else _CUT_PICKLE), ""
-    if isinstance(cause, GZIP_ERRORS):
-        return _BAD_GZIP, str(cause)
-    return _NO_PICKLE, _text_of(cause)
+def _explain_file(error: BaseException, path: Path) -> _Reason:
+    """Return the reason of an error of our own reader or walker."""
+    if isinstance(error, StreamError) and error.errno is None:
+        return _Reason(str(error), COPY_HINT)
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOENT and path.is_symlink():
+            return _BROKEN_LINK.about(os.readlink(path))
+        problem, hint = os_problem_of(error)
+        return _Reason(f"no se puede leer ({problem})", hint)
+    return _CUT_PICKLE if isinstance(error, EOFError) else _NO_PICKLE
 
 
 def _explain_gpu(error: BaseException) -> Optional[_Reason]:
@@ -678,36 +686,36 @@ def _explain_unpickler(error: BaseException) -> Optional[_Reason]:
     return _NO_PICKLE if isinstance(error, own) else None
 
 
-def _explain_missing(error: ImportError) -> _Reason:
-    module = (error.name or "").split(".")[0]
-    if module in _BY_VALUE_MODULES:  # where it is installed, the default mode could not dump them
-        return BY_VALUE._replace(problem=BY_VALUE.problem.replace("{module}", module))
-    return _MISSING_CODE
-
-
-def _explain_load(error: BaseException) -> _Reason:
+def _explain_load(error: BaseException, path: Path) -> tuple[_Reason, str]:
+    text = _text_of(error)
+    if isinstance(error, StreamError):
+        return _explain_file(error, path), text
+    if lacks_memory(error):
+        return _LOAD_MEMORY, text
     origin = _origin_of(error)
+    if origin is Origin.OURS:
+        return _explain_file(error, path), text
     if gpu := _explain_gpu(error):
-        return gpu
+        return gpu, text
     if isinstance(error, ImportError):
-        return _explain_missing(error)
+        module = (error.name or "").split(".")[0]
+        by_value = module in _BY_VALUE_MODULES  # installed, the default mode could not dump them
+        return (BY_VALUE, module) if by_value else (_MISSING_CODE, text)
     if origin is Origin.LOOKUP and isinstance(error, AttributeError):
-        return _MISSING_CODE
-    return (origin is Origin.PICKLE and _explain_unpickler(error)) or _CODE_FAILS
+        return _MISSING_CODE, text
+    return (origin is Origin.PICKLE and _explain_unpickler(error)) or _CODE_FAILS, text
 
 
 def load_error(path: Path, error: BaseException) -> LoadError:
     """Return what the user reads of an error that reading or loading path has raised."""
-    text = _text_of(error)
-    if isinstance(error, StreamError):
-        reason, text = _explain_file(error, path)
-    elif lacks_memory(error):
-        reason = LOAD_MEMORY
-    elif _origin_of(error) is Origin.OURS:
-        reason, text = _explain_file(error, path)
-    else:
-        reason = _explain_load(error)
-    return LoadError(path, reason.problem.format(error=text), reason.hint)
+    reason, text = _explain_load(error, path)
+    return LoadError(path, *reason.about(text))
+
+
+def may_come_of_damage(error: BaseException, path: Path) -> bool:
+    """Return whether odd values may be why code failed: a gzip tells only at its end."""
+    reason, _ = _explain_load(error, path)
+    return reason in (_MISSING_CODE, _CODE_FAILS) and not isinstance(error, ImportError)
 
 
 def explain_dump(error: BaseException) -> Optional[_Reason]:
@@ -717,12 +725,12 @@ def explain_dump(error: BaseException) -> Optional[_Reason]:
     reason = _explain_gpu(error) or _NOT_PICKLABLE
     if isinstance(error, RecursionError):
         reason = _TOO_DEEP
-    return reason._replace(problem=reason.problem.format(error=_text_of(error)))
+    return reason.about(_text_of(error))
 
 
 def not_a_list(path: Path, found: str) -> LoadError:
     """Return the refusal of a top object; found: its type and, where known, its length."""
-    hint = _SAVE_A_LIST
+    hint = "guarda los traces como una lista (list)"
     if found.startswith("tuple"):
         hint = f"una tupla suele ser (traces, etiquetas): {hint}, aparte de lo demás"
     return LoadError(path, f"contiene un objeto {found}, no una lista de traces", hint)
@@ -744,12 +752,14 @@ class _Format(NamedTuple):
     hint: str
 
 
-def _compressed(start: bytes, problem: str, command: str) -> _Format:
-    return _Format(
-        start,
-        problem,
-        f"descomprímelo con «{command} < {{file}} > {{plain}}» y divide el archivo que resulte",
-    )
+def _compressed(start: bytes, by: str, command: str) -> _Format:
+    hint = f"descomprímelo con «{command} < {{file}} > {{plain}}» y divide el archivo que resulte"
+    return _Format(start, f"está comprimido {by}", hint)
+
+
+def _archive(start: bytes, what: str, command: str) -> _Format:
+    hint = f"extráelo con «{command} {{file}}» y divide los pickles que contenga"
+    return _Format(start, f"es {what}, no un pickle", hint)
 
 
 _ZIP_ENTRY = (
@@ -766,27 +776,15 @@ _FORMATS = (
         read_by("torch.load"),
     ),
     _Format(_ZIP_ENTRY + rb"\.npy", "es un .npz de numpy, no un pickle", read_by("numpy.load")),
-    _Format(
-        rb"PK(\x03\x04|\x05\x06)",
-        "es un zip, no un pickle",
-        "extráelo con «unzip {file}» y divide los pickles que contenga",
-    ),
-    _Format(
-        rb"7z\xbc\xaf\x27\x1c",
-        "es un 7z, no un pickle",
-        "extráelo con «7z x {file}» y divide los pickles que contenga",
-    ),
-    _Format(
-        rb"[^\x80(\]].{256}ustar",  # POSIX tar, the magic of the first header
-        "es un tar, no un pickle",
-        "extráelo con «tar xf {file}» y divide los pickles que contenga",
-    ),
-    _compressed(rb"BZh[1-9]1AY&SY", "está comprimido con bzip2", "bzip2 -dc"),
-    _compressed(rb"\xfd7zXZ\x00", "está comprimido con xz", "xz -dc"),
-    _compressed(rb"\]\x00\x00", "está comprimido con lzma", "xz --format=lzma -dc"),
-    _compressed(rb"\x28\xb5\x2f\xfd", "está comprimido con zstd", "zstd -dc"),
-    _compressed(rb"\x04\x22\x4d\x18", "está comprimido con lz4", "lz4 -dc"),
-    _compressed(GZIP_MAGIC, "está comprimido dos veces con gzip", "gzip -dc"),
+    _archive(rb"PK(\x03\x04|\x05\x06)", "un zip", "unzip"),
+    _archive(rb"7z\xbc\xaf\x27\x1c", "un 7z", "7z x"),
+    _archive(rb"[^\x80(\]].{256}ustar", "un tar", "tar xf"),  # POSIX: magic of the first header
+    _compressed(rb"BZh[1-9]1AY&SY", "con bzip2", "bzip2 -dc"),
+    _compressed(rb"\xfd7zXZ\x00", "con xz", "xz -dc"),
+    _compressed(rb"\]\x00\x00", "con lzma", "xz --format=lzma -dc"),
+    _compressed(rb"\x28\xb5\x2f\xfd", "con zstd", "zstd -dc"),
+    _compressed(rb"\x04\x22\x4d\x18", "con lz4", "lz4 -dc"),
+    _compressed(GZIP_MAGIC, "dos veces con gzip", "gzip -dc"),
     _Format(  # RFC 1950
         rb"x[\x01\x5e\x9c\xda]",
         "está comprimido con zlib, como hace joblib.dump con compress",
@@ -806,7 +804,7 @@ _FORMATS = (
         "descarga el archivo otra vez",
     ),
     _Format(_BOM_SPACE + rb"[\[{]\s*[\[{\"\]}\d-]", "es JSON, no un pickle", read_by("json")),
-    _Format(rb"\x00{16}", "empieza con ceros: la copia quedó a medias", COPY_AGAIN),
+    _Format(rb"\x00{16}", "empieza con ceros: la copia quedó a medias", COPY_HINT),
 )
 _START_BYTES = 512
 
@@ -815,7 +813,7 @@ def refuse_other_formats(stream: io.BufferedReader[Any], path: Path) -> None:
     """Raise LoadError, with the way to open it, for an empty file or one of another kind."""
     start = stream.peek(_START_BYTES)[:_START_BYTES]
     if not start:
-        raise LoadError(path, "está vacío", COPY_AGAIN)
+        raise LoadError(path, "está vacío", COPY_HINT)
     for kind in _FORMATS:
         if re.match(kind.start, start, re.DOTALL):
             plain = path.with_name(f"{path.name.split('.pkl')[0]}_descomprimido.pkl")
@@ -871,7 +869,7 @@ class TrackedFile(io.FileIO):
         try:
             n_bytes = super().readinto(buffer) or 0
         except OSError as error:
-            raise StreamError(explain_os_error(error)) from error
+            raise StreamError(error.errno, error.strerror) from error
         self._on_read(memoryview(buffer)[:n_bytes])
         return n_bytes
 
@@ -889,28 +887,22 @@ def _inflate(file: io.BufferedReader[Any]) -> Generator[bytes, None, None]:
         if len(data) < _DEFLATED_BYTES:  # isal takes no header that is cut in two
             data += file.read(_DEFLATED_BYTES)
         if not data.startswith(GZIP_MAGIC):  # isal would wait for the rest of a header
-            raise _damaged_gzip(zlib.error("hay datos que no son gzip después del final"))
+            raise StreamError("el gzip está dañado (hay datos que no son gzip después del final)")
         member = deflate_library.decompressobj(_GZIP_WBITS)
         while not member.eof:
             data = data or file.read(_DEFLATED_BYTES)
             if not data:
-                raise StreamError("está truncado") from EOFError("gzip member is cut off")
+                raise StreamError("está truncado: termina antes de tiempo")
             try:
                 piece = member.decompress(data, _INFLATED_BYTES)
             except GZIP_ERRORS as error:
-                raise _damaged_gzip(error) from error
+                raise StreamError(f"el gzip está dañado ({error})") from error
             data = member.unconsumed_tail
             if piece:  # an empty one would be the end to who reads
                 yield piece
         data = member.unused_data.lstrip(b"\0")  # tapes, and gzip -t, allow zeros after a member
         while not data and (more := file.read(_DEFLATED_BYTES)):
             data = more.lstrip(b"\0")
-
-
-def _damaged_gzip(error: Exception) -> StreamError:
-    damaged = StreamError(f"el gzip está dañado ({error})")
-    damaged.__cause__ = error
-    return damaged
 
 
 class PieceReader(io.RawIOBase):
@@ -939,21 +931,6 @@ class PieceReader(io.RawIOBase):
     def close(self) -> None:
         self._pieces.close()
         super().close()
-
-
-@contextlib.contextmanager
-def open_stream(file: TrackedFile) -> Iterator[io.BufferedReader[Any]]:
-    """Give the decompressed bytes of file, from its beginning, and close it.
-
-    Read to the end, as only that verifies the last CRC-32.
-    """
-    # A small buffer: larger reads of the unpickler then go past it, straight to what is below.
-    with io.BufferedReader(file, _PICKLE_READ_BYTES) as buffered:
-        if not buffered.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC):
-            yield buffered
-            return
-        with io.BufferedReader(PieceReader(_inflate(buffered)), _PICKLE_READ_BYTES) as inflated:
-            yield inflated
 
 
 def _deflate_alone(setting: tuple[Any, int, int], data: memoryview) -> bytes:
@@ -1017,6 +994,7 @@ def read_stamp(path: Union[str, os.PathLike[str]]) -> Optional[Stamp]:
 class GzipWriter:
     """Deflate what is written into one gzip member (RFC 1952), on the threads of a pool.
 
+    gzip.open has one thread and one strategy: 47 MB/s of tensors at level 1, where Z_RLE does 123.
     The way of a block: write copies bytes into it, since the pickler's memory may be gone after the
     call; when full it is summed and given to the pool; the writing thread takes the deflated blocks
     back in order and writes them.  At most max_waiting blocks are on their way, so memory is
@@ -1070,7 +1048,75 @@ class GzipWriter:
         return block
 
 
-SUFFIXES = (".pkl", ".pkl.gz")
+class _PlainWriter:
+    """What GzipWriter is for .pkl.gz, for a file that holds the pickle as it is."""
+
+    def __init__(self, sink: Writable, *_: object) -> None:
+        self.write = sink.write
+
+    def close(self) -> None:
+        pass
+
+
+class Codec(NamedTuple):
+    """A form of file, and all that depends on it.
+
+    magic: what its bytes begin with, whatever its name.  is_stamped: whether its header can hold a
+    Stamp.  memory_ratio: what a loaded batch takes, to its size on disk (tensors deflate by a
+    fifth, and 4 % more is overhead).
+    """
+
+    suffix: str
+    magic: bytes
+    inflate: Optional[Callable[[io.BufferedReader[Any]], Generator[bytes, None, None]]]
+    writer: Callable[[Writable, bytes, Executor, int], Union[GzipWriter, _PlainWriter]]
+    is_stamped: bool
+    memory_ratio: float
+
+
+# Another compression would be added here, and named in the messages that name these suffixes.  The
+# first whose magic fits is taken, so PLAIN, which has none, is the last.
+GZIP = Codec(".pkl.gz", GZIP_MAGIC, _inflate, GzipWriter, True, 1.3)
+PLAIN = Codec(".pkl", b"", None, _PlainWriter, False, 1.1)
+CODECS = (GZIP, PLAIN)
+
+
+def batch_stem(name: str) -> Optional[str]:
+    """Return name without .pkl or .pkl.gz, or None where it is not the name of a batch."""
+    for codec in CODECS:
+        if name.endswith(codec.suffix) and name != codec.suffix:
+            return name[: -len(codec.suffix)]
+    return None
+
+
+def codec_of(path: Path) -> Codec:
+    """Return the codec that a name of a batch or a sub-batch says."""
+    return next(codec for codec in CODECS if path.name.endswith(codec.suffix))
+
+
+@contextlib.contextmanager
+def open_stream(file: TrackedFile) -> Iterator[io.BufferedReader[Any]]:
+    """Give the decompressed bytes of file, from its beginning, and close it.
+
+    Read to the end, as only that verifies the last CRC-32.
+    """
+    # A small buffer: larger reads of the unpickler then go past it, straight to what is below.
+    with io.BufferedReader(file, _PICKLE_READ_BYTES) as buffered:
+        start = buffered.peek(max(len(codec.magic) for codec in CODECS))
+        codec = next(codec for codec in CODECS if start.startswith(codec.magic))
+        if codec.inflate is None:
+            yield buffered
+            return
+        pieces = PieceReader(codec.inflate(buffered))
+        with io.BufferedReader(pieces, _PICKLE_READ_BYTES) as inflated:
+            yield inflated
+
+
+def open_metered(
+    file: Union[Path, int], meter: Meter
+) -> contextlib.AbstractContextManager[io.BufferedReader[Any]]:
+    """Give the decompressed bytes of file, and count those that are read of it."""
+    return open_stream(TrackedFile(file, lambda piece: meter.add(len(piece))))
 
 
 def absolute(path: Union[str, os.PathLike[str]]) -> Path:
@@ -1079,14 +1125,6 @@ def absolute(path: Union[str, os.PathLike[str]]) -> Path:
     Not os.path.abspath: where a folder is a link, link/../x is another file than x.
     """
     return Path.cwd() / path
-
-
-def batch_stem(name: str) -> Optional[str]:
-    """Return name without .pkl or .pkl.gz, or None where it is not the name of a batch."""
-    for suffix in SUFFIXES:
-        if name.endswith(suffix) and name != suffix:
-            return name[: -len(suffix)]
-    return None
 
 
 class FileIdentity(NamedTuple):
@@ -1103,6 +1141,11 @@ class FileIdentity(NamedTuple):
         return cls(
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         )
+
+    def is_original_of(self, stamp: Stamp) -> bool:
+        seconds = (self.mtime_ns // 10**9) & 0xFFFFFFFF
+        near = abs(stamp.original_mtime - seconds) * 10**9 <= MTIME_TOLERANCE_NS
+        return stamp.original_bytes == self.size_bytes and near
 
 
 class Source:
@@ -1133,8 +1176,7 @@ class Source:
         meter = Meter(self._progress, Phase.LOAD, self.identity.size_bytes)
         self._progress = ignore_progress
         try:
-            file = TrackedFile(self._fd, lambda piece: meter.add(len(piece)))
-            with open_stream(file) as stream:
+            with open_metered(self._fd, meter) as stream:
                 yield stream
         except StreamError as error:  # the very first read looks for gzip
             raise load_error(self.path, error) from error
@@ -1157,7 +1199,6 @@ class Source:
             raise error
 
     def close(self) -> None:
-        """Close it, if it is still open."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -1226,9 +1267,9 @@ class _Unpickler(pickle.Unpickler):
         # would find under the name is another class, or a part of this script.
         if module == "__main__":
             problem = f"necesita «{name}», definido en el script que creó el archivo (__main__)"
-            raise LoadError(self._path, problem, COPY_BYTES)
+            raise LoadError(self._path, problem, LOW_MEMORY_HINT)
         if module in ("builtins", "__builtin__") and name == "__main__":  # dill's word for it
-            raise LoadError(self._path, BY_VALUE.problem.format(module="dill"), COPY_BYTES)
+            raise LoadError(self._path, *BY_VALUE.about("dill"))
         if module.endswith("joblib.numpy_pickle"):  # raw bytes of an array follow
             raise LoadError(self._path, *JOBLIB)
         return super().find_class(module, name)
@@ -1259,24 +1300,15 @@ def _describe(value: object) -> str:
         return type(value).__name__
 
 
-def _verify_rest(stream: io.BufferedReader[Any]) -> None:
-    """Read on to the end, which verifies the gzip; raise StreamError where it is damaged."""
+def _find_damage(stream: io.BufferedReader[Any]) -> Optional[StreamError]:
+    """Read on to the end, which verifies a gzip; return what is wrong with it."""
     rest = bytearray(BLOCK_BYTES)
-    while isinstance(stream.raw, PieceReader) and stream.readinto(rest):
-        pass
-
-
-def _explain_failed_load(
-    error: BaseException, stream: io.BufferedReader[Any], path: Path
-) -> LoadError:
-    """Return why the load failed; a gzip that is damaged is the better reason for odd values."""
-    explained = load_error(path, error)
-    if explained.hint == SAME_ENVIRONMENT and not isinstance(error, ImportError):
-        try:
-            _verify_rest(stream)
-        except StreamError as damaged:
-            return load_error(path, damaged)
-    return explained
+    try:
+        while isinstance(stream.raw, PieceReader) and stream.readinto(rest):
+            pass
+    except StreamError as error:
+        return error
+    return None
 
 
 def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
@@ -1295,7 +1327,8 @@ def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
     except BaseException as error:  # a pickle runs code, which may raise anything
         if not is_explained(error):
             raise
-        raise _explain_failed_load(error, stream, path) from error
+        damage = _find_damage(stream) if may_come_of_damage(error, path) else None
+        raise load_error(path, damage or error) from error
     if more:
         raise LoadError(path, *MORE_DATA)
     if type(traces) is not list:
@@ -2740,9 +2773,9 @@ class IndexedBatch:
 #     what is on disk                           what the next run sees (SetState)
 #     nothing, or x_sub000*.part                ABSENT: removes the parts
 #       | rename 1, 2, ...; sync the folder
-#     x_sub0001, ..., x_sub0000.part            INTERRUPTED: removes all, part 0 last
+#     x_sub0001, ..., x_sub0000.part            HALF_PUBLISHED: removes all, part 0 last
 #       | rename 0; sync the folder
-#     x_sub0000, x_sub0001, ...                 WHOLE, or FOREIGN if it is not of this source
+#     x_sub0000, x_sub0001, ...                 WHOLE, or MISFIT if it is not all of this source
 #
 # A power cut may lose renames since the last sync, in any order; with number 0 last, and a sync
 # before it, the folder never shows a 0 without the others.  Whatever else is there is BROKEN: no
@@ -2753,8 +2786,9 @@ _UNCACHE_BYTES = 32 << 20
 SPACE_HINT = "comprueba el espacio (df -h) y los permisos de la carpeta de salida, o elige otra"
 
 
+_ANY_SUFFIX = "|".join(re.escape(codec.suffix) for codec in CODECS)
 SUB_BATCH_NAME = re.compile(
-    r"(?P<stem>.+)_sub(?P<number>[0-9]+)\.pkl(?:\.gz)?(?P<part>\.part)?", re.DOTALL
+    rf"(?P<stem>.+)_sub(?P<number>[0-9]+)(?:{_ANY_SUFFIX})(?P<part>\.part)?", re.DOTALL
 )
 
 
@@ -2769,8 +2803,8 @@ class SetState(enum.Enum):
 
     ABSENT = "nothing but, perhaps, parts of a run that was killed"
     WHOLE = "all sub-batches, and made from this original, as far as they tell"
-    FOREIGN = "sub-batches that are not whole, or of another original: see _FoundSet.problem"
-    INTERRUPTED = "a publish of this source that was killed before its last rename"
+    MISFIT = "number 0 and others, but not all, or of another original: see _FoundSet.problem"
+    HALF_PUBLISHED = "a publish of this source that was killed before its last rename"
     BROKEN = "anything else: sub-batches that no run of this script leaves"
 
 
@@ -2783,22 +2817,6 @@ class _FoundSet(NamedTuple):
     problem: str = ""
 
 
-class SourceMark(NamedTuple):
-    """What a set remembers of its source: size, and modification time."""
-
-    size_bytes: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, identity: FileIdentity) -> SourceMark:
-        return cls(identity.size_bytes, identity.mtime_ns)
-
-    def is_of(self, stamp: Stamp) -> bool:
-        seconds = (self.mtime_ns // 10**9) & 0xFFFFFFFF
-        near = abs(stamp.original_mtime - seconds) * 10**9 <= MTIME_TOLERANCE_NS
-        return stamp.original_bytes == self.size_bytes and near
-
-
 def _same_mtime(path: Path, mtime_ns: int) -> bool:
     found_ns = path.stat().st_mtime_ns
     has_whole_seconds = not (found_ns % 10**9 and mtime_ns % 10**9)
@@ -2806,19 +2824,19 @@ def _same_mtime(path: Path, mtime_ns: int) -> bool:
     return abs(found_ns - mtime_ns) <= tolerance_ns
 
 
-def _is_of_mark(path: Path, mark: SourceMark) -> bool:
-    """Return whether a sub-batch, or a part of one, is of the source with this mark."""
+def _is_of(path: Path, original: FileIdentity) -> bool:
+    """Return whether a sub-batch, or a part of one, says that it is of this original."""
     stamp = read_stamp(path)
-    return mark.is_of(stamp) if stamp else _same_mtime(path, mark.mtime_ns)
+    return original.is_original_of(stamp) if stamp else _same_mtime(path, original.mtime_ns)
 
 
-def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
-    """Return what is wrong with a set, whose numbers have no gap, as the set of this source."""
+def _find_problem(finals: Sequence[Path], original: FileIdentity) -> str:
+    """Return what is wrong with a set, whose numbers have no gap, as the set of this original."""
     for path in finals:
         if not path.stat().st_size:
             return f"{path.name} está vacío"
-    if finals[0].suffix != ".gz":  # no stamps: the date is all that tells
-        if not _same_mtime(finals[0], mark.mtime_ns):
+    if not codec_of(finals[0]).is_stamped:  # the date is all that tells
+        if not _same_mtime(finals[0], original.mtime_ns):
             return f"{finals[0].name} procede de un original con otra fecha de modificación"
         return ""
     expected = n_traces = 0
@@ -2826,7 +2844,7 @@ def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
         stamp = read_stamp(path)
         if stamp is None:
             return f"{path.name} no lleva el sello de este programa"
-        if not mark.is_of(stamp):
+        if not original.is_original_of(stamp):
             return f"{path.name} procede de otro original (otro tamaño u otra fecha)"
         if stamp.first != expected:
             return f"{path.name} no sigue al anterior: sus traces empiezan en el {stamp.first}"
@@ -2836,31 +2854,40 @@ def _find_problem(finals: Sequence[Path], mark: SourceMark) -> str:
     return ""
 
 
-def find_set(output_dir: Path, stem: str, mark: SourceMark) -> _FoundSet:
-    """Look for the set of the source with this stem, size and modification time; touch nothing."""
-    found: dict[bool, list[tuple[int, Path]]] = {False: [], True: []}
-    for entry in os.listdir(output_dir) if output_dir.is_dir() else ():
+def _number(path: Path) -> int:
+    match = SUB_BATCH_NAME.fullmatch(path.name)
+    return int(match["number"]) if match else -1
+
+
+def find_set(output_dir: Path, stem: str, original: FileIdentity) -> _FoundSet:
+    """Look for the set of a source by its stem, size and modification time; touch nothing."""
+    finals: list[Path] = []
+    parts: list[Path] = []
+    for name in os.listdir(output_dir) if output_dir.is_dir() else ():
         # Not glob: a stem may hold *, ? or [, and a_sub0000_sub0000 is not of a.
-        if (match := SUB_BATCH_NAME.fullmatch(entry)) and match["stem"] == stem:
-            found[bool(match["part"])].append((int(match["number"]), output_dir / entry))
-    numbered, numbered_parts = sorted(found[False]), sorted(found[True])
-    finals, parts = [path for _, path in numbered], [path for _, path in numbered_parts]
+        if (match := SUB_BATCH_NAME.fullmatch(name)) and match["stem"] == stem:
+            (parts if match["part"] else finals).append(output_dir / name)
+    for paths in (finals, parts):
+        paths.sort()  # equal numbers, of two suffixes, are to stand in one order, too
+        paths.sort(key=_number)
     problem = ""
     if not finals:
         state = SetState.ABSENT
-    elif numbered[0][0] != 0:
-        has_first_part = bool(parts) and numbered_parts[0][0] == 0
-        ours = has_first_part and all(_is_of_mark(p, mark) for p in [parts[0], *finals])
-        state = SetState.INTERRUPTED if ours else SetState.BROKEN
-    elif [number for number, _ in numbered] != list(range(len(finals))) or len(
-        {path.suffix for path in finals}
-    ) > 1:
+    elif _number(finals[0]) != 0:
+        has_first_part = bool(parts) and _number(parts[0]) == 0
+        ours = has_first_part and all(_is_of(p, original) for p in [parts[0], *finals])
+        state = SetState.HALF_PUBLISHED if ours else SetState.BROKEN
+    elif (
+        list(map(_number, finals)) != list(range(len(finals)))
+        or len(set(map(codec_of, finals))) > 1
+    ):
         state = SetState.BROKEN
     else:
-        problem = _find_problem(finals, mark)
-        if parts and finals[0].suffix != ".gz":  # where folders cannot be synced, after a power cut
+        problem = _find_problem(finals, original)
+        # After a power cut where folders cannot be synced; stamps would tell that one is missing.
+        if parts and not codec_of(finals[0]).is_stamped:
             problem = problem or f"junto a él queda {parts[0].name}, sin terminar"
-        state = SetState.FOREIGN if problem else SetState.WHOLE
+        state = SetState.MISFIT if problem else SetState.WHOLE
     return _FoundSet(state, finals, parts, problem)
 
 
@@ -2873,14 +2900,14 @@ def refuse_or_skip(source: Path, found: _FoundSet, *, skip_existing: bool) -> bo
             f"la salida contiene un conjunto incompleto o mezclado ({names}…)",
             "compruébalo y apártalo, o elige otra carpeta de salida",
         )
-    if found.state is SetState.FOREIGN and skip_existing:
+    if found.state is SetState.MISFIT and skip_existing:
         raise OutputError(
             source,
             f"lo que hay en la salida no es su conjunto completo: {found.problem}",
             "mira si el original cambió o se copió sin su fecha; aparta esos sub-batches o elige "
             "otra carpeta de salida",
         )
-    if found.state in (SetState.FOREIGN, SetState.WHOLE) and not skip_existing:
+    if found.state in (SetState.MISFIT, SetState.WHOLE) and not skip_existing:
         raise OutputError(
             source,
             f"sus sub-batches ya existen ({found.finals[0].name}…)",
@@ -2922,21 +2949,38 @@ def _names_open_file(path: Path, fd: int) -> bool:
         return False
 
 
+class Fingerprint(NamedTuple):
+    """What tells that a name still has the file that was put there, whatever it was renamed from.
+
+    The inode alone would not do: the system gives that of a removed file to the next one.
+    """
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Fingerprint:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 @dataclasses.dataclass(frozen=True)
 class SubBatch:
     """One written sub-batch: where it is, where it goes, and what must be read back from it.
 
-    crc32, size_bytes: of the file as written.  pickled_bytes: before compression.
+    crc32, fingerprint: of the file as written.  pickled_bytes: before compression.
     """
 
     part: Path
     final: Path
     n_traces: int
-    size_bytes: int
     pickled_bytes: int
     crc32: int
-    inode: int
-    mtime_ns: int
+    fingerprint: Fingerprint
+
+    @property
+    def size_bytes(self) -> int:
+        return self.fingerprint.size_bytes
 
 
 class _PartFile:
@@ -2947,9 +2991,8 @@ class _PartFile:
 
     def __init__(self, path: Path, mode: int) -> None:
         self.path = path
-        self.size_bytes = 0
         self.crc32 = 0
-        self.mtime_ns = 0
+        self._size_bytes = 0
         self._uncached_bytes = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         self._file = open(os.open(path, flags, mode), "wb")  # noqa: SIM115  finish or close do
@@ -2957,16 +3000,16 @@ class _PartFile:
 
     def write(self, data: Union[bytes, memoryview]) -> None:
         self.crc32 = deflate_library.crc32(data, self.crc32)
-        self.size_bytes += len(data)
+        self._size_bytes += len(data)
         self._file.write(data)
-        if self.size_bytes - self._uncached_bytes >= _UNCACHE_BYTES:
-            self._uncached_bytes = self.size_bytes
+        if self._size_bytes - self._uncached_bytes >= _UNCACHE_BYTES:
+            self._uncached_bytes = self._size_bytes
             drop_page_cache(self._file.fileno())
 
-    def finish(self, mtime_ns: Optional[int]) -> Optional[OSError]:
+    def finish(self, mtime_ns: Optional[int]) -> tuple[Fingerprint, Optional[OSError]]:
         """Put the file on disk, with this modification time if any, and close it.
 
-        Returns why the time could not be set, if so: it costs --skip-existing, not a trace.
+        Returns also why the time could not be set: it costs --skip-existing, not a trace.
         """
         self._file.flush()
         refused = None
@@ -2977,10 +3020,10 @@ class _PartFile:
         except OSError as error:
             refused = error
         sync_file(self._file.fileno())
-        self.mtime_ns = os.fstat(self._file.fileno()).st_mtime_ns
+        found = Fingerprint.of(os.fstat(self._file.fileno()))
         drop_page_cache(self._file.fileno())
         self._file.close()
-        return refused
+        return found._replace(size_bytes=self._size_bytes), refused
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # only after a failure, which is already being told
@@ -3000,64 +3043,53 @@ def _remove(paths: Sequence[Path]) -> list[Path]:
     return stuck
 
 
-class OutputSet:
-    """The set of one source, being made: locked on entry; on an error nothing of it remains.
+class StemLock:
+    """Keeps the runs of other processes away from the set of one source; makes its folder.
 
-    1. ``resolve`` looks at what is there and clears what a killed run left.
-    2. ``create_part`` makes the parts.
-    3. ``publish`` gives them their names; after it, leaving with an error removes nothing.
+    is_held: not so where locks do not work; parts are still created exclusively.
+    is_folder_durable: whether the names of the folders that it made are on disk.
     """
 
-    def __init__(self, source: Source, output_dir: Path, suffix: str) -> None:
-        self.stem = source.stem
-        self.folder = output_dir
-        self.suffix = suffix
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.folder = folder
+        self.is_held = False
+        self.is_folder_durable = False
         self.warnings: list[str] = []
         self._source = source.path
-        self._mark = SourceMark.of(source.identity)
-        self._mode = stat.S_IMODE(source.mode)  # what is private stays so
         # .part, so that no loader's glob takes it for a sub-batch.
-        self._lock_path = output_dir / f"{self.stem}.lock{PART_SUFFIX}"
-        self._lock_fd = -1
-        self._locked = False
-        self._folder_durable = True
-        # Of the parts of this run, by inode: size and time, once they are closed.  The inode alone
-        # would not do, since the system gives that of a file that somebody removed to the next one.
-        self._made: dict[int, Optional[tuple[int, int]]] = {}
-        self._armed = False  # whether an error removes them
+        self._path = folder / f"{source.stem}.lock{PART_SUFFIX}"
+        self._fd = -1
 
-    def __enter__(self) -> OutputSet:
+    def __enter__(self) -> StemLock:
+        """Raise OutputError where another process has the lock."""
         with saving(self.folder):
-            self._folder_durable = _make_folder(self.folder)
-            self._lock()
+            self.is_folder_durable = _make_folder(self.folder)
+            self._take()
         return self
 
-    def __exit__(
-        self,
-        exc_type: Optional[type[BaseException]],
-        exc: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        leftovers: list[Path] = []
-        try:
-            leftovers += self._roll_back()
-        finally:  # Ctrl-C in a notebook must not leave the stem locked as long as that lives
-            leftovers += self._unlock()
-        if exc is not None:
-            exc.leftovers = tuple(leftovers)  # type: ignore[attr-defined]
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
+        """Remove the file, if it is still ours: where it stays, the next run locks it again."""
+        with contextlib.ExitStack() as lock:
+            lock.callback(os.close, self._fd)
+            is_ours = self.owns_stem()
+            if os.name == "nt":  # where no open file can be removed
+                lock.close()
+            stuck = _remove([self._path]) if is_ours else []
+        self.warnings += [f"no se pudo quitar {path.name}" for path in stuck]
+        if error is not None:
+            error.leftovers = (*getattr(error, "leftovers", ()), *stuck)  # type: ignore[attr-defined]
 
-    def _lock(self) -> None:
-        """Lock the stem, where locks work; raise OutputError where another process has."""
+    def _take(self) -> None:
         for _ in range(2):  # its owner may remove it between our open and our lock
-            self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-            is_locked = lock_file(self._lock_fd)
-            if is_locked is None:  # parts are still created exclusively
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            is_locked = lock_file(self._fd)
+            if is_locked is None:
                 return
             # The last owner removes the file before it lets go: what is locked may have no name.
-            if is_locked and _names_open_file(self._lock_path, self._lock_fd):
-                self._locked = True
+            if is_locked and _names_open_file(self._path, self._fd):
+                self.is_held = True
                 return
-            os.close(self._lock_fd)
+            os.close(self._fd)
             if not is_locked:
                 break
         raise OutputError(
@@ -3066,23 +3098,42 @@ class OutputSet:
             "espera a que termine y repite el comando con --skip-existing",
         )
 
-    def _unlock(self) -> list[Path]:
-        """Remove the lock, if it is still ours: where it stays, the next run locks it again."""
-        with contextlib.ExitStack() as lock:
-            lock.callback(os.close, self._lock_fd)
-            is_ours = self._owns_stem()
-            if os.name == "nt":  # where no open file can be removed
-                lock.close()
-            stuck = _remove([self._lock_path]) if is_ours else []
-        self.warnings += [f"no se pudo quitar {path.name}" for path in stuck]
-        return stuck
-
-    def _owns_stem(self) -> bool:
+    def owns_stem(self) -> bool:
         """Return whether the lock has still its name: who took it away may run in our place."""
         try:
-            return _names_open_file(self._lock_path, self._lock_fd)
+            return _names_open_file(self._path, self._fd)
         except OSError:
             return False
+
+
+class OutputSet:
+    """The set of one source, being made under its lock: on an error nothing of it remains.
+
+    1. ``resolve`` looks at what is there and clears what a killed run left.
+    2. ``create_part`` makes the parts.
+    3. ``publish`` gives them their names; after it, leaving with an error removes nothing.
+    """
+
+    def __init__(self, source: Source, lock: StemLock, codec: Codec) -> None:
+        self.stem = source.stem
+        self.folder = lock.folder
+        self.codec = codec
+        self.warnings = lock.warnings  # one list: what either has to say
+        self._lock = lock
+        self._source = source.path
+        self._original = source.identity
+        self._mode = stat.S_IMODE(source.mode)  # what is private stays so
+        # The parts of this run, by inode; None while they are written.
+        self._made: dict[int, Optional[Fingerprint]] = {}
+        self._armed = False  # whether an error removes them
+
+    def __enter__(self) -> OutputSet:
+        return self
+
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
+        leftovers = self._roll_back()
+        if error is not None:
+            error.leftovers = tuple(leftovers)  # type: ignore[attr-defined]
 
     def resolve(self, *, skip_existing: bool) -> bool:
         """Return whether the source is to be skipped; if not, leave nothing of its set.
@@ -3090,10 +3141,10 @@ class OutputSet:
         Raises OutputError where a set is there, or something that this script did not leave.
         """
         with saving(self.folder):
-            found = find_set(self.folder, self.stem, self._mark)
+            found = find_set(self.folder, self.stem, self._original)
             if refuse_or_skip(self._source, found, skip_existing=skip_existing):
                 return True
-            if not self._locked and (found.parts or found.finals):
+            if not self._lock.is_held and (found.parts or found.finals):
                 names = ", ".join(path.name for path in found.finals + found.parts)
                 raise OutputError(
                     self._source,
@@ -3112,8 +3163,8 @@ class OutputSet:
 
     def stamp(self, first: int, stop: int, n_traces: int) -> Stamp:
         """Return what the sub-batch of traces first to stop - 1 is to say of itself."""
-        size_bytes, mtime_ns = self._mark
-        return Stamp(first, stop, n_traces, size_bytes, mtime_ns // 10**9)
+        original = self._original
+        return Stamp(first, stop, n_traces, original.size_bytes, original.mtime_ns // 10**9)
 
     def create_part(self, final_name: str) -> _PartFile:
         """Create the part of one sub-batch; raises FileExistsError if there is one."""
@@ -3124,25 +3175,17 @@ class OutputSet:
     def finish_part(self, part: _PartFile, n_traces: int, pickled_bytes: int) -> SubBatch:
         """Put a written part on disk and return what is known of it."""
         with saving(part.path):
-            # A .pkl.gz has a stamp, and today's date: scratch disks delete by age.
-            is_stamped = part.path.name.endswith(".gz" + PART_SUFFIX)
-            refused = part.finish(None if is_stamped else self._mark.mtime_ns)
-        self._made[part.inode] = (part.size_bytes, part.mtime_ns)
+            # What has a stamp keeps today's date: scratch disks delete by age.
+            mtime_ns = None if self.codec.is_stamped else self._original.mtime_ns
+            fingerprint, refused = part.finish(mtime_ns)
+        self._made[part.inode] = fingerprint
         if refused is not None:
             self.warnings.append(
                 f"{part.path.name} no lleva la fecha del original ({explain_os_error(refused)}): "
                 "--skip-existing no lo reconocerá"
             )
-        return SubBatch(
-            part=part.path,
-            final=part.path.with_suffix(""),
-            n_traces=n_traces,
-            size_bytes=part.size_bytes,
-            pickled_bytes=pickled_bytes,
-            crc32=part.crc32,
-            inode=part.inode,
-            mtime_ns=part.mtime_ns,
-        )
+        final = part.path.with_suffix("")
+        return SubBatch(part.path, final, n_traces, pickled_bytes, part.crc32, fingerprint)
 
     def publish(self, sub_batches: Sequence[SubBatch]) -> bool:
         """Rename all parts, the first one last; return whether their names are surely on disk.
@@ -3155,7 +3198,7 @@ class OutputSet:
                 self._rename(sub_batch)
             sync_folder(self.folder)  # all names but the first are on disk before it gets its own
             self._rename(first)
-            durable = sync_folder(self.folder) and self._folder_durable
+            durable = sync_folder(self.folder) and self._lock.is_folder_durable
         self._armed = False
         if not durable:
             self.warnings.append(
@@ -3177,9 +3220,8 @@ class OutputSet:
     def _is_ours(self, path: Path) -> bool:
         """Return whether a name is of a file of this run: another's may have taken it."""
         with contextlib.suppress(OSError):
-            status = os.lstat(path)
-            known = self._made.get(status.st_ino, (-1, -1))
-            return known is None or known == (status.st_size, status.st_mtime_ns)
+            now = Fingerprint.of(os.lstat(path))
+            return now.inode in self._made and self._made[now.inode] in (None, now)
         return False
 
     def _roll_back(self) -> list[Path]:
@@ -3192,16 +3234,16 @@ class OutputSet:
         if not self._armed:
             return []
         try:
-            found = find_set(self.folder, self.stem, self._mark)
+            found = find_set(self.folder, self.stem, self._original)
         except OSError:  # the first error is told; the next run clears what is left
             return []
-        owns_stem = self._locked and self._owns_stem()
+        owns_stem = self._lock.is_held and self._lock.owns_stem()
         finals = [path for path in found.finals if self._is_ours(path)]
         # While the lock is ours, so is every part: one may have been made, but not noted.
         parts = [path for path in found.parts if owns_stem or self._is_ours(path)]
         was_published = bool(finals)
         # Number 0, unless another run's file has the same number under the other suffix.
-        if finals and finals[0] == found.finals[0] and _is_first(finals[0]):
+        if finals and finals[0] == found.finals[0] and _number(finals[0]) == 0:
             first = finals.pop(0)
             part = first.with_name(first.name + PART_SUFFIX)
             try:
@@ -3224,24 +3266,20 @@ class OutputSet:
         return leftovers + _remove(first_part)
 
 
-def _is_first(final: Path) -> bool:
-    match = SUB_BATCH_NAME.fullmatch(final.name)
-    return match is not None and int(match["number"]) == 0
-
-
-def delete_source(source: Source, sub_batches: Sequence[SubBatch], durable: bool) -> Optional[str]:
+def delete_source(
+    source: Source, finals: Mapping[Path, Fingerprint], durable: bool
+) -> Optional[str]:
     """Delete it if it and its set are exactly as this run left them; else return why not."""
     if not durable:
         return "el sistema de archivos no garantiza que los sub-batches estén en el disco"
     source.close()  # Windows deletes no open file
     try:
-        for sub_batch in sub_batches:
-            status = os.lstat(sub_batch.final)
+        for final, fingerprint in finals.items():
+            status = os.lstat(final)
             if not stat.S_ISREG(status.st_mode) or os.path.samestat(status, os.lstat(source.path)):
-                return f"{sub_batch.final.name} es un enlace, quizá al propio original"
-            now = (status.st_ino, status.st_size, status.st_mtime_ns)
-            if now != (sub_batch.inode, sub_batch.size_bytes, sub_batch.mtime_ns):
-                return f"{sub_batch.final.name} ya no es el archivo que se escribió"
+                return f"{final.name} es un enlace, quizá al propio original"
+            if Fingerprint.of(status) != fingerprint:
+                return f"{final.name} ya no es el archivo que se escribió"
         if source.path.is_symlink():
             return "es un enlace simbólico"
         if FileIdentity.of(os.lstat(source.path)) != source.identity:
@@ -3262,15 +3300,15 @@ _REPORT_HINT = "es un fallo de este programa: informa de él con el archivo que 
 _DISK_HINT = "repite el comando; si vuelve a fallar, el disco de salida no es fiable: elige otro"
 
 
-def _read_part(
+def _validate_part(
     sub_batch: SubBatch, count_traces: _CountTraces, meter: Meter
-) -> Union[int, LoadError]:
-    """Return how many traces a part holds, or why it does not load although its bytes are right.
+) -> Optional[LoadError]:
+    """Return why a part does not load although its bytes are those that were written, if so.
 
-    Raises ValidationError where the disk does not give back what was written.
+    Raises ValidationError where they are not, or hold another number of traces.
     """
-    size_bytes = 0
-    crc32 = 0
+    n_traces = size_bytes = crc32 = 0
+    failed: Optional[LoadError] = None
 
     def check(piece: memoryview) -> None:
         nonlocal size_bytes, crc32
@@ -3278,37 +3316,26 @@ def _read_part(
         crc32 = deflate_library.crc32(piece, crc32)
         meter.add(len(piece))
 
-    file = TrackedFile(sub_batch.part, check)
-    found: Union[int, LoadError]
-    with open_stream(file) as stream:
-        try:
-            found = count_traces(stream, sub_batch.part)
-        except LoadError as error:
-            found = error
-            rest = bytearray(BLOCK_BYTES)
-            while file.readinto(rest):  # what it did not come to: are those the bytes written?
-                pass
-    if (size_bytes, crc32) != (sub_batch.size_bytes, sub_batch.crc32):
-        problem = "la validación falló: el disco no devuelve los bytes que se escribieron"
-        raise ValidationError(sub_batch.part, problem, _DISK_HINT)
-    return found
-
-
-def _validate_part(
-    sub_batch: SubBatch, count_traces: _CountTraces, meter: Meter
-) -> Optional[LoadError]:
-    """Return why a part that is as it was written does not load, if so; raise ValidationError."""
     try:
-        found = _read_part(sub_batch, count_traces, meter)
+        file = TrackedFile(sub_batch.part, check)
+        with open_stream(file) as stream:
+            try:
+                n_traces = count_traces(stream, sub_batch.part)
+            except LoadError as error:
+                failed = error
+                rest = bytearray(BLOCK_BYTES)
+                while file.readinto(rest):  # what it did not come to: are those the bytes written?
+                    pass
     except OSError as error:
         problem = f"la validación no pudo releerlo: {explain_os_error(error)}"
         raise ValidationError(sub_batch.part, problem, _DISK_HINT) from error
-    if isinstance(found, LoadError):
-        return found
-    if found != sub_batch.n_traces:
-        problem = f"la validación falló: {found} traces en vez de {sub_batch.n_traces}"
+    if (size_bytes, crc32) != (sub_batch.size_bytes, sub_batch.crc32):
+        problem = "la validación falló: el disco no devuelve los bytes que se escribieron"
+        raise ValidationError(sub_batch.part, problem, _DISK_HINT)
+    if failed is None and n_traces != sub_batch.n_traces:
+        problem = f"la validación falló: {n_traces} traces en vez de {sub_batch.n_traces}"
         raise ValidationError(sub_batch.part, problem, _REPORT_HINT)
-    return None
+    return failed
 
 
 def validate_parts(
@@ -3330,7 +3357,7 @@ def validate_parts(
     for sub_batch in failed:  # some objects load in the main thread only
         if error := check(sub_batch):
             problem = f"la validación falló: está bien escrito, pero no se carga: {error.problem}"
-            hint = error.hint if error.hint == LOAD_MEMORY.hint else COPY_BYTES
+            hint = error.hint if lacks_memory(error) else LOW_MEMORY_HINT
             if count_traces is count_walked:
                 hint = _REPORT_HINT
             raise ValidationError(sub_batch.part, problem, hint) from error
@@ -3347,26 +3374,32 @@ def validate_parts(
 # ---------------------------------------------------------------------------------------------
 # Verifying one file: is the set that is there what its original holds?
 
-_LOOK_AT_SET = (
+_SET_HINT = (
     "no borres el original; aparta ese conjunto y divide otra vez (con --low-memory, si se repite)"
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class VerifyReport:
-    """What verify_file found: the set of source is equal, or, with unjudged, cannot be compared.
-
-    Sizes in bytes.  deleted, kept_because, warnings: as in SplitReport.
-    """
+class _Report:
+    """What both reports tell of one source: see SplitReport."""
 
     source: Path
     source_bytes: int
-    n_traces: int
-    files: tuple[Path, ...]
-    unjudged: bool = False
+    n_traces: int = 0
+    files: tuple[Path, ...] = ()
     deleted: bool = False
     kept_because: Optional[str] = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport(_Report):
+    """What verify_file found: the set of source is equal, or, with unjudged, cannot be compared.
+
+    The other fields are as in SplitReport.
+    """
+
+    unjudged: bool = False
 
 
 class _Comparison:
@@ -3386,7 +3419,7 @@ def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) ->
 
     Raises VerificationError.
     """
-    with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
+    with open_metered(final, meter) as stream:
         found = load_traces(stream, final)
     expected = traces[first : first + len(found)]
     tick = functools.partial(meter.add, 0)
@@ -3401,67 +3434,67 @@ def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) ->
         problem = f"{final.name} no se puede comparar: {reason.problem}"
         raise VerificationError(final, problem, reason.hint) from error
     where = "" if number is None else f"; el primero que difiere es el trace {number}"
-    raise VerificationError(final, f"{final.name} no es igual al original{where}", _LOOK_AT_SET)
+    raise VerificationError(final, f"{final.name} no es igual al original{where}", _SET_HINT)
 
 
-def _verify_loaded(source: Source, finals: Sequence[Path], meter: Meter) -> int:
+def _refuse_other_count(source: Source, n_found: int, n_traces: int) -> None:
+    if n_found != n_traces:
+        problem = f"su conjunto tiene {n_found} traces y el original {n_traces}"
+        raise VerificationError(source.path, problem, _SET_HINT)
+
+
+def _verify_loaded(source: Source, finals: Iterable[Path], meter: Meter) -> int:
     with source.open_stream() as stream:
         traces = load_traces(stream, source.path)
     first = 0
     for final in finals:
         first += _compare_loaded(traces, final, first, meter)
         gc.collect()
-    if first != len(traces):
-        problem = f"su conjunto tiene {first} traces y el original {len(traces)}"
-        raise VerificationError(source.path, problem, _LOOK_AT_SET)
+    _refuse_other_count(source, first, len(traces))
     return first
 
 
-def _verify_walked(source: Source, finals: Sequence[Path], scratch_dir: Path, meter: Meter) -> int:
+def _verify_walked(
+    source: Source, finals: Iterable[Path], scratch_dir: Path, meter: Meter
+) -> Optional[int]:
     """Compare what --low-memory would write with what is there; return how many traces.
 
-    Returns -1 for a set of the default mode: its bytes are others, whatever it holds.
+    Returns None for a set of the default mode: its bytes are others, whatever it holds.
     """
     sizes = []
     for final in finals:
-        with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
+        with open_metered(final, meter) as stream:
             index = PickleIndex(stream, final)
         if index.memoizes_list:  # which --low-memory never does
-            return -1
+            return None
         sizes.append(index.n_traces)
     with contextlib.closing(IndexedBatch(source.open_stream, source.path)) as batch:
-        if sum(sizes) != batch.n_traces:
-            problem = f"su conjunto tiene {sum(sizes)} traces y el original {batch.n_traces}"
-            raise VerificationError(source.path, problem, _LOOK_AT_SET)
+        _refuse_other_count(source, sum(sizes), batch.n_traces)
         batch.begin(sizes, scratch_dir)
         for final in finals:
-            with open_stream(TrackedFile(final, lambda piece: meter.add(len(piece)))) as stream:
+            with open_metered(final, meter) as stream:
                 comparison = _Comparison(stream)
                 batch.dump_next(comparison)
                 if not comparison.is_equal or stream.read(1):
                     problem = f"{final.name} no es igual al original"
-                    raise VerificationError(final, problem, _LOOK_AT_SET)
+                    raise VerificationError(final, problem, _SET_HINT)
     return sum(sizes)
 
 
-def _find_sub_batches(source: Source, folder: Path) -> list[SubBatch]:
+def _find_finals(source: Source, folder: Path) -> dict[Path, Fingerprint]:
     """Return the files of a set, whole as far as names tell, and what must be so of them later."""
-    found = find_set(folder, source.stem, SourceMark.of(source.identity))
-    if found.state not in (SetState.WHOLE, SetState.FOREIGN):
+    found = find_set(folder, source.stem, source.identity)
+    if found.state not in (SetState.WHOLE, SetState.MISFIT):
         problem = "no tiene un conjunto completo en la salida"
         hint = "divídelo con el mismo comando sin --verify"
         if found.state is SetState.BROKEN:
             hint = "aparta lo que hay de él en la salida y divídelo otra vez"
         raise VerificationError(source.path, problem, hint)
-    sub_batches = []
     for path in found.finals:
         if not path.is_file():  # opening a FIFO would wait for its writer
             problem = f"{path.name} no es un archivo normal"
-            raise VerificationError(source.path, problem, _LOOK_AT_SET)
-        status = os.lstat(path)
-        known = (status.st_ino, status.st_mtime_ns)
-        sub_batches.append(SubBatch(path, path, 0, status.st_size, 0, 0, *known))
-    return sub_batches
+            raise VerificationError(source.path, problem, _SET_HINT)
+    return {path: Fingerprint.of(os.lstat(path)) for path in found.finals}
 
 
 @contextlib.contextmanager
@@ -3470,42 +3503,42 @@ def _explaining_unreadable_set(source: Source) -> Iterator[None]:
         yield
     except LoadError as error:
         if error.path == source.path:
-            hint = error.hint.replace("--low-memory", "--low-memory (si así se dividió)")
+            hint = error.hint.replace(LOW_MEMORY, f"{LOW_MEMORY} (si así se dividió)")
             raise LoadError(error.path, error.problem, hint) from error
-        if error.hint == LOAD_MEMORY.hint:  # says nothing of the set
+        if lacks_memory(error):  # says nothing of the set
             raise LoadError(source.path, *NO_MEMORY) from error
         problem = f"{error.path.name} no se puede leer: {error.problem}"
-        raise VerificationError(error.path, problem, _LOOK_AT_SET) from error
+        raise VerificationError(error.path, problem, _SET_HINT) from error
     except OSError as error:
         problem = f"no se puede leer su conjunto: {explain_os_error(error)}"
-        raise VerificationError(source.path, problem, _LOOK_AT_SET) from error
+        raise VerificationError(source.path, problem, _SET_HINT) from error
 
 
 @contextlib.contextmanager
-def _locked(source: Source, folder: Path) -> Iterator[OutputSet]:
+def _locked(source: Source, folder: Path) -> Iterator[StemLock]:
     """Keep other runs away from a set that may lose its source: they may yet undo it."""
     with contextlib.ExitStack() as stack:
         try:
-            output = stack.enter_context(OutputSet(source, folder, suffix=""))
+            lock = stack.enter_context(StemLock(source, folder))
         except OutputError as error:  # its own hint is of splitting
             raise VerificationError(error.path, error.problem, "espera a que termine") from error
         except SaveError as error:
             problem = f"no se puede bloquear su conjunto: {error.problem}"
             raise VerificationError(source.path, problem, error.hint) from error
-        yield output
+        yield lock
 
 
 def _delete_verified(
-    source: Source, sub_batches: Sequence[SubBatch], folder: Path
+    source: Source, finals: Mapping[Path, Fingerprint], folder: Path
 ) -> Optional[str]:
     """Delete an original whose set is equal; return why not, if so."""
     try:
-        for sub_batch in sub_batches:  # another run, or a copy, has written it
-            sync_path(sub_batch.final)
+        for final in finals:  # another run, or a copy, has written it
+            sync_path(final)
         durable = sync_folder(folder)
     except OSError as error:
         return f"no se pudo asegurar que su conjunto esté en el disco: {explain_os_error(error)}"
-    return delete_source(source, sub_batches, durable)
+    return delete_source(source, finals, durable)
 
 
 def verify_file(
@@ -3531,9 +3564,8 @@ def verify_file(
         stack.enter_context(_explaining_unreadable_set(opened))
         if delete_original and folder.is_dir():
             warnings = stack.enter_context(_locked(opened, folder)).warnings
-        sub_batches = _find_sub_batches(opened, folder)
-        finals = [sub_batch.final for sub_batch in sub_batches]
-        n_bytes = sum(sub_batch.size_bytes for sub_batch in sub_batches)
+        finals = _find_finals(opened, folder)
+        n_bytes = sum(fingerprint.size_bytes for fingerprint in finals.values())
         meter = Meter(progress, Phase.VERIFY, n_bytes * (2 if low_memory else 1))
         if low_memory:
             n_traces = _verify_walked(opened, finals, folder, meter)
@@ -3543,14 +3575,14 @@ def verify_file(
         kept_because = None
         if delete_original:
             kept_because = "--low-memory no puede juzgar un conjunto del modo normal"
-            if n_traces >= 0:
-                kept_because = _delete_verified(opened, sub_batches, folder)
+            if n_traces is not None:
+                kept_because = _delete_verified(opened, finals, folder)
     return VerifyReport(
         source=path,
         source_bytes=opened.identity.size_bytes,
-        n_traces=max(n_traces, 0),
+        n_traces=n_traces or 0,
         files=tuple(finals),
-        unjudged=n_traces < 0,
+        unjudged=n_traces is None,
         deleted=delete_original and kept_because is None,
         kept_because=kept_because,
         warnings=tuple(warnings),
@@ -3569,42 +3601,25 @@ def verify_file(
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitReport:
+class SplitReport(_Report):
     """What split_file did with one source.
 
-    skipped: its set was there already, and little else below is filled in.
+    skipped: its set was there already, and little else is filled in.
     Sizes in bytes; pickled_bytes is before compression, one number a sub-batch; times in seconds.
     peak_memory_bytes: of the whole process up to now, None where the system does not tell.
     kept_because: why an original that should have been deleted was not; warnings: Spanish, too.
     """
 
-    source: Path
-    source_bytes: int
     skipped: bool = False
-    n_traces: int = 0
-    files: tuple[Path, ...] = ()
     output_bytes: int = 0
     pickled_bytes: tuple[int, ...] = ()
     load_seconds: float = 0.0
     save_seconds: float = 0.0
     validate_seconds: Optional[float] = None
     peak_memory_bytes: Optional[int] = None
-    deleted: bool = False
-    kept_because: Optional[str] = None
-    warnings: tuple[str, ...] = ()
 
 
-class _Batch(Protocol):
-    """What LoadedBatch and IndexedBatch have in common."""
-
-    n_traces: int
-    pickled_bytes: int
-
-    def begin(self, sizes: Sequence[int], scratch_dir: Path) -> None: ...
-
-    def dump_next(self, sink: Writable) -> int: ...
-
-    def close(self) -> None: ...
+_Batch = Union[LoadedBatch, IndexedBatch]  # the same calls: all but their making is one path
 
 
 def _save_parts(
@@ -3621,26 +3636,24 @@ def _save_parts(
     Raises SaveError; the parts written so far are removed by output.
     """
     meter = Meter(progress, Phase.SAVE, batch.pickled_bytes)
-    n_whole, n_rest = divmod(batch.n_traces, traces_per_batch)
-    sizes = [traces_per_batch] * n_whole + [n_rest] * bool(n_rest)
-    names = sub_batch_names(output.stem, len(sizes), output.suffix)
+    firsts = range(0, batch.n_traces, traces_per_batch)
+    sizes = [min(traces_per_batch, batch.n_traces - first) for first in firsts]
+    names = sub_batch_names(output.stem, len(sizes), output.codec.suffix)
     with saving(output.folder):
         batch.begin(sizes, output.folder)
     finished: list[Future[SubBatch]] = []
     # The files are closed last: a thread may still be at work on one when an error comes.
     with contextlib.ExitStack() as files:
         with ThreadPoolExecutor(jobs) as pool, ThreadPoolExecutor(1) as syncer:
-            for name, first, size in zip(names, itertools.accumulate([0, *sizes]), sizes):
+            for name, first, size in zip(names, firsts, sizes):
                 with saving(output.folder / name):
                     part = output.create_part(name)
                     files.callback(part.close)
                     header = output.stamp(first, first + size, batch.n_traces).header()
-                    is_gzip = output.suffix.endswith(".gz")
-                    file = GzipWriter(part, header, pool, 2 * jobs) if is_gzip else part
+                    file = output.codec.writer(part, header, pool, 2 * jobs)
                     sink = PickleSink(file, meter)
                     n_traces = batch.dump_next(sink)
-                    if isinstance(file, GzipWriter):
-                        file.close()
+                    file.close()
                 if finished:
                     finished[-1].result()  # at most one part is being synced
                 finished.append(syncer.submit(output.finish_part, part, n_traces, sink.n_bytes))
@@ -3686,11 +3699,12 @@ def split_file(
     path, folder = absolute(source), absolute(output_dir)
     with open_source(path, progress, low_memory=low_memory) as opened:
         size_bytes = opened.identity.size_bytes
-        with OutputSet(opened, folder, ".pkl.gz" if compress else ".pkl") as output:
+        codec = GZIP if compress else PLAIN
+        with StemLock(opened, folder) as lock, OutputSet(opened, lock, codec) as output:
             if output.resolve(skip_existing=skip_existing):
                 report = SplitReport(path, size_bytes, skipped=True)
             else:
-                jobs = jobs or default_jobs(low_memory)
+                jobs = jobs or default_jobs(low_memory=low_memory)
                 started = time.perf_counter()
                 # The mode decides how traces are read and counted; all else is the same for both.
                 make_batch = IndexedBatch if low_memory else LoadedBatch
@@ -3717,7 +3731,8 @@ def split_file(
                 durable = output.publish(sub_batches)
                 kept_because = None
                 if delete_original:
-                    kept_because = delete_source(opened, sub_batches, durable)
+                    finals = {each.final: each.fingerprint for each in sub_batches}
+                    kept_because = delete_source(opened, finals, durable)
                 report = SplitReport(
                     source=path,
                     source_bytes=size_bytes,
@@ -3750,12 +3765,12 @@ class PlannedFile:
     refusal: Optional[SplitError] = None
 
     @property
-    def will_split(self) -> bool:
+    def is_due(self) -> bool:
         return not self.skip and self.refusal is None
 
     @property
     def may_be_deleted(self) -> bool:
-        return self.will_split and not self.source.is_symlink()
+        return self.is_due and not self.source.is_symlink()
 
 
 def find_batches(path: Path, pattern: str) -> list[Path]:
@@ -3794,7 +3809,7 @@ def find_left_aside(folder: Path, pattern: str) -> list[str]:
         for name in sorted(os.listdir(folder)):
             match = _OTHER_ENDINGS.fullmatch(name)
             if match and batch_stem(name) is None and not name.startswith("."):
-                as_batch = [name, *(match[1] + suffix for suffix in SUFFIXES)]
+                as_batch = [name, *(match[1] + codec.suffix for codec in CODECS)]
                 taken = any(fnmatch.fnmatchcase(each, pattern) for each in as_batch)
                 if taken and not (folder / name).is_dir():
                     aside.append(name)
@@ -3811,33 +3826,36 @@ def find_subfolders(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _plan_file(
+def size_of(path: Path) -> int:
+    with contextlib.suppress(OSError):  # who opens it tells why
+        return path.stat().st_size
+    return 0
+
+
+def _foresee_skip(
     source: Path, output_dir: Path, *, skip_existing: bool, look_inside: bool
-) -> PlannedFile:
+) -> bool:
+    """Return whether it will be skipped; raise the SplitError that it will fail with."""
     try:
-        status = os.stat(source)
+        identity = FileIdentity.of(os.stat(source))
     except OSError as error:
-        return PlannedFile(source, 0, refusal=load_error(source, error))
+        raise load_error(source, error) from error
     try:
-        mark = SourceMark.of(FileIdentity.of(status))
-        found = find_set(output_dir, batch_stem(source.name) or source.name, mark)
+        found = find_set(output_dir, batch_stem(source.name) or source.name, identity)
         skip = refuse_or_skip(source, found, skip_existing=skip_existing)
-        if not skip:
-            with contextlib.closing(Source(source, ignore_progress)) as opened:
-                if look_inside:  # as the split will begin
-                    with opened.open_stream() as stream:
-                        refuse_other_formats(stream, source)
-        return PlannedFile(source, status.st_size, skip=skip)
     except OSError as error:
         problem = f"no se puede leer la carpeta de salida ({explain_os_error(error)})"
-        refusal: SplitError = OutputError(source, problem, SPACE_HINT)
-    except SplitError as error:
-        refusal = error
-    return PlannedFile(source, status.st_size, refusal=refusal)
+        raise OutputError(source, problem, SPACE_HINT) from error
+    if not skip:
+        with contextlib.closing(Source(source, ignore_progress)) as opened:
+            if look_inside:  # as the split will begin
+                with opened.open_stream() as stream:
+                    refuse_other_formats(stream, source)
+    return skip
 
 
 def plan_run(
-    sources: Sequence[Path], output_dir: Path, *, skip_existing: bool, look_inside: bool = False
+    sources: Sequence[Path], output_dir: Path, *, skip_existing: bool, look_inside: bool
 ) -> list[PlannedFile]:
     """Foresee, without touching anything, what split_file will do with each of the sources.
 
@@ -3848,31 +3866,29 @@ def plan_run(
         same_stem[batch_stem(source.name)].append(source)
     plan = []
     for source in sources:
-        planned = _plan_file(
-            source, output_dir, skip_existing=skip_existing, look_inside=look_inside
-        )
-        twins = [twin.name for twin in same_stem[batch_stem(source.name)] if twin != source]
-        if twins:
-            refusal = OutputError(
-                source,
-                f"sus sub-batches se llamarían igual que los de {twins[0]}",
-                "divide cada uno por separado en su propia carpeta de salida",
+        skip, refusal = False, None
+        try:
+            for twin in same_stem[batch_stem(source.name)]:
+                if twin != source:
+                    raise OutputError(
+                        source,
+                        f"sus sub-batches se llamarían igual que los de {twin.name}",
+                        "divide cada uno por separado en su propia carpeta de salida",
+                    )
+            skip = _foresee_skip(
+                source, output_dir, skip_existing=skip_existing, look_inside=look_inside
             )
-            planned = PlannedFile(source, planned.size_bytes, refusal=refusal)
-        plan.append(planned)
+        except SplitError as error:
+            refusal = error
+        plan.append(PlannedFile(source, size_of(source), skip, refusal))
     return plan
 
 
-def find_sub_batches_of(plan: Sequence[PlannedFile]) -> list[str]:
+def find_sub_batches_among(plan: Sequence[PlannedFile]) -> list[str]:
     """Return which sources, by their names, are sub-batches of others: their traces come twice."""
     stems = {batch_stem(planned.source.name) for planned in plan}
     names = [planned.source.name for planned in plan]
     return [n for n in names if (m := SUB_BATCH_NAME.fullmatch(n)) and m["stem"] in stems]
-
-
-def expected_memory_bytes(planned: PlannedFile) -> int:
-    """Return what loading it will take: tensors deflate by a fifth, and 4 % more is overhead."""
-    return int(planned.size_bytes * (1.3 if planned.source.suffix == ".gz" else 1.1))
 
 
 def needed_disk_bytes(plan: Sequence[PlannedFile], folder: Path, *, delete_original: bool) -> int:
@@ -3880,13 +3896,13 @@ def needed_disk_bytes(plan: Sequence[PlannedFile], folder: Path, *, delete_origi
 
     An original that is deleted on the same disk makes room for the set of the next.
     """
-    sizes = [planned.size_bytes for planned in plan if planned.will_split]
+    sizes = [planned.size_bytes for planned in plan if planned.is_due]
     with contextlib.suppress(OSError):
         device = os.stat(nearest_folder(folder)).st_dev
         if delete_original and all(
             planned.may_be_deleted and os.stat(planned.source).st_dev == device
             for planned in plan
-            if planned.will_split
+            if planned.is_due
         ):
             return max(sizes, default=0)
     return sum(sizes)
@@ -3902,7 +3918,7 @@ def explain_unwritable(folder: Path) -> Optional[str]:
     is none of that, access(2) is asked.
     """
     if folder.is_symlink() and not folder.exists():  # the disk behind it may not be there
-        return SPANISH_ERRORS[errno.ENOENT]
+        return OS_PROBLEMS[errno.ENOENT].problem
     folder = nearest_folder(folder)
     try:
         os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
@@ -3911,18 +3927,7 @@ def explain_unwritable(folder: Path) -> Optional[str]:
     except OSError as error:
         if error.errno not in _NO_UNNAMED_FILES:
             return explain_os_error(error)
-    return None if os.access(folder, os.W_OK | os.X_OK) else SPANISH_ERRORS[errno.EACCES]
-
-
-def residual_parts(output_dir: Path) -> tuple[int, int]:
-    """Return the number and bytes of .part files in output_dir: of killed or of other runs."""
-    sizes = []
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(output_dir):
-            if entry.name.endswith(PART_SUFFIX):
-                with contextlib.suppress(OSError):  # it went meanwhile
-                    sizes.append(entry.stat().st_size)
-    return len(sizes), sum(sizes)
+    return None if os.access(folder, os.W_OK | os.X_OK) else OS_PROBLEMS[errno.EACCES].problem
 
 
 # ---------------------------------------------------------------------------------------------
@@ -3949,22 +3954,10 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def foresee_trouble(
-    planned: PlannedFile, output_dir: Path, low_memory: bool, *, disk_was_told: bool
-) -> list[str]:
-    """Return warnings (Spanish) for a file that is to be split: they are guesses, never refusals.
-
-    disk_was_told: for the whole run, and this is all of it.
-    """
-    if not planned.will_split:
-        return []
-    warnings = [] if low_memory else _foresee_lack_of_memory(planned)
-    return warnings + ([] if disk_was_told else foresee_full_disk(planned.size_bytes, output_dir))
-
-
-def _foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
+def foresee_lack_of_memory(planned: PlannedFile) -> list[str]:
+    """Return a warning (Spanish) where loading it will hardly fit: a guess, never a refusal."""
     memory = available_memory_bytes()
-    expected = expected_memory_bytes(planned)
+    expected = int(planned.size_bytes * codec_of(planned.source).memory_ratio)
     if memory is None or expected <= memory:
         return []
     return [
@@ -3985,7 +3978,7 @@ def foresee_full_disk(needed_bytes: int, output_dir: Path) -> list[str]:
     return []
 
 
-def _some_names(names: Sequence[str]) -> str:
+def some_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + ("…" if len(names) > 3 else "")
 
 
@@ -3993,16 +3986,8 @@ def describe_left_aside(names: Sequence[str]) -> str:
     """Return what is not taken for how its name ends, and how it can be (Spanish)."""
     files = _count(len(names), "archivo queda fuera", "archivos quedan fuera")
     return (
-        f"{files} por no terminar en .pkl ni en .pkl.gz ({_some_names(names)}): renombra los que "
+        f"{files} por no terminar en .pkl ni en .pkl.gz ({some_names(names)}): renombra los que "
         "sean pickles y descomprime los que estén comprimidos de otra forma"
-    )
-
-
-def describe_sub_batches_beside(names: Sequence[str]) -> str:
-    """Return that a folder holds batches and sub-batches of theirs, and what to do (Spanish)."""
-    return (
-        f"contiene batches y también sub-batches suyos ({_some_names(names)}): se dividirán unos y "
-        "otros, y cada uno de esos traces saldrá dos veces; sepáralos o usa --pattern"
     )
 
 
@@ -4020,7 +4005,7 @@ def describe_nothing_found(folder: Path, pattern: str) -> list[str]:
     if subfolders := find_subfolders(folder, pattern):
         names = [path.name for path in subfolders]
         hints.append(
-            f"las subcarpetas no se miran y aquí sí hay batches en {_some_names(names)}: indica "
+            f"las subcarpetas no se miran y aquí sí hay batches en {some_names(names)}: indica "
             f"una con --input {shlex.quote(str(subfolders[0]))}"
         )
     return [
@@ -4091,11 +4076,14 @@ class Console:
         if not self._has_terminal:
             self.report(line)
 
-    def warn(self, path: Path, text: str) -> None:
-        self._print(sys.stderr, [f"AVISO {path.name}: {text}"])
+    def warn(self, path: Path, *texts: str) -> None:
+        self._print(sys.stderr, [f"AVISO {path.name}: {text}" for text in texts])
 
     def error(self, *lines: str) -> None:
         self._print(sys.stderr, lines)
+
+    def refuse(self, path: Path, problem: str, hint: str) -> None:
+        self.error(f"ERROR {path}: {problem}", f"  Qué hacer: {hint}.")
 
     def show_progress(self, label: str, done_bytes: int, expected_bytes: int) -> None:
         """Show one bar for label, if there is a terminal to show it on."""
@@ -4103,7 +4091,7 @@ class Console:
             return
         with _shielding(sys.stderr):
             if self._bar is None or label != self._bar_key:
-                self._close_bar()
+                self.close_bar()
                 self._bar_key = label
                 self._bar = _Bar(
                     total=expected_bytes,
@@ -4119,12 +4107,10 @@ class Console:
             self._bar.update(done_bytes - self._bar.n)
 
     def close_bar(self) -> None:
-        with _shielding(sys.stderr):
-            self._close_bar()
-
-    def _close_bar(self) -> None:
         bar, self._bar = self._bar, None
-        if bar is not None:
+        if bar is None:
+            return
+        with _shielding(sys.stderr):
             if not bar.disable:  # by TQDM_DISABLE=1
                 # tqdm will blank its own line, not the ^C that a terminal shows behind it.
                 sys.stderr.write(f"\r{' ' * (bar.columns() - 1)}\r")
@@ -4169,22 +4155,21 @@ def label_progress(where: str, phase: Phase, source: Path) -> str:
     return f"{where} {_PHASE_LABELS[phase]} {name}"
 
 
-def describe_start(where: str, planned: PlannedFile, *, verify: bool) -> str:
-    """Return the line (Spanish) that tells which file is begun."""
-    what = "Comparando" if verify else "Dividiendo"
-    return f"{what} {where}: {planned.source.name} ({format_size(planned.size_bytes)})"
+Report = Union[SplitReport, VerifyReport]
 
 
-def describe_report(report: Union[SplitReport, VerifyReport], seconds: float) -> str:
+def describe_report(report: Report, seconds: float) -> str:
     """Return the line (Spanish) that tells what became of one file, in how many seconds."""
-    line = f"{report.source.name}: "
-    if isinstance(report, VerifyReport):
-        line += _describe_verification(report, seconds)
-    elif report.skipped:
-        line += "omitido, ya tiene sus sub-batches (ni releídos ni comparados con -n)"
+    if isinstance(report, SplitReport):
+        what = "omitido, ya tiene sus sub-batches (ni releídos ni comparados con -n)"
+        if not report.skipped:
+            what = _describe_split(report, seconds)
+    elif report.unjudged:
+        what = "sin comparar; lo escribió el modo normal, quita --low-memory"
     else:
-        line += _describe_split(report, seconds)
-    return line + "; original eliminado" * report.deleted
+        results = " en ".join(_count_results(report.n_traces, len(report.files)))
+        what = f"igual: {results}; {_format_time(seconds)}"
+    return f"{report.source.name}: {what}{'; original eliminado' * report.deleted}"
 
 
 def _describe_split(report: SplitReport, seconds: float) -> str:
@@ -4202,14 +4187,7 @@ def _describe_split(report: SplitReport, seconds: float) -> str:
     return text
 
 
-def _describe_verification(report: VerifyReport, seconds: float) -> str:
-    if report.unjudged:
-        return "sin comparar; lo escribió el modo normal, quita --low-memory"
-    results = " en ".join(_count_results(report.n_traces, len(report.files)))
-    return f"igual: {results}; {_format_time(seconds)}"
-
-
-def _describe_sources(reports: Sequence[Union[SplitReport, VerifyReport]], n_files: int) -> str:
+def _describe_originals(reports: Sequence[Report], n_files: int) -> str:
     """Return how many of all originals are gone, what that freed, and how many are left."""
     deleted = [report for report in reports if report.deleted]
     told = []
@@ -4219,39 +4197,6 @@ def _describe_sources(reports: Sequence[Union[SplitReport, VerifyReport]], n_fil
     if n_kept := n_files - len(deleted):
         told.append(_count(n_kept, "conservado", "conservados"))
     return f"  Originales: {'; '.join(told)}."
-
-
-def _describe_outcome(
-    counts: Sequence[tuple[int, str, str]], failures: Sequence[str], more: Sequence[str]
-) -> list[str]:
-    """Return how many files ended how, and by name those that failed: why was told at the time.
-
-    What is zero is left out, and the name of a file that was the only one.
-    """
-    told = [", ".join(_count(*each) for each in counts if each[0]), *more]
-    n_files = sum(number for number, _, _ in counts)
-    names = [f"  Con error: {name}" for name in failures if n_files > 1]
-    return [f"Resumen: {'; '.join(told)}.", *names]
-
-
-def describe_verifications(
-    reports: Sequence[VerifyReport],
-    failures: Sequence[str],
-    delete_original: bool,
-    seconds: float,
-) -> list[str]:
-    """Return how many sets are equal (Spanish), what was deleted, and which are not equal."""
-    n_unjudged = sum(report.unjudged for report in reports)
-    n_files = len(reports) + len(failures)
-    counts = (
-        (len(reports) - n_unjudged, "igual", "iguales"),
-        (len(failures), "distinto o con error", "distintos o con error"),
-        (n_unjudged, "sin comparar", "sin comparar"),
-    )
-    lines = _describe_outcome(counts, failures, [_format_time(seconds)] if n_files > 1 else [])
-    if delete_original:
-        lines.insert(1, _describe_sources(reports, n_files))
-    return lines
 
 
 def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[str]:
@@ -4274,10 +4219,15 @@ def describe_error(error: SplitError, source: Path, output_dir: Path) -> list[st
 
 
 def _describe_residual_parts(output_dir: Path) -> list[str]:
-    n_parts, n_bytes = residual_parts(output_dir)
-    if not n_parts:
-        return []
-    return [f"Archivos .part residuales en la salida: {n_parts} ({format_size(n_bytes)})."]
+    """Return what killed runs have left there, or others are writing."""
+    sizes = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(output_dir):
+            if entry.name.endswith(PART_SUFFIX):
+                with contextlib.suppress(OSError):  # it went meanwhile
+                    sizes.append(entry.stat().st_size)
+    total = format_size(sum(sizes))
+    return [f"Archivos .part residuales en la salida: {len(sizes)} ({total})."] if sizes else []
 
 
 def _describe_loader(reports: Sequence[SplitReport]) -> list[str]:
@@ -4292,11 +4242,6 @@ def _describe_loader(reports: Sequence[SplitReport]) -> list[str]:
     ]
 
 
-def describe_kept(source: Path, because: str) -> str:
-    """Return the warning (Spanish) that an original was kept although it was to be deleted."""
-    return f"AVISO {source.name}: original conservado: {because}"
-
-
 def describe_interruption(
     interrupted: Interrupted, current: Optional[Path], n_left: int, *, verify: bool
 ) -> list[str]:
@@ -4305,64 +4250,64 @@ def describe_interruption(
         head = "Interrumpido entre dos archivos: no ha quedado nada a medias."
     elif verify:
         head = f"Interrumpido al comparar {current.name}: no se ha escrito ni borrado nada de él."
-    elif interrupted.leftovers:
-        names = ", ".join(path.name for path in interrupted.leftovers)
-        head = (
-            f"Interrumpido al dividir {current.name}: su original sigue intacto; "
-            f"no se pudo quitar de la salida: {names}"
-        )
     else:
-        head = (
-            f"Interrumpido al dividir {current.name}: su original sigue intacto y en la salida "
-            "no queda nada de él."
+        head = f"Interrumpido al dividir {current.name}: su original sigue intacto"
+        names = ", ".join(path.name for path in interrupted.leftovers)
+        head += (
+            f"; no se pudo quitar de la salida: {names}"
+            if names
+            else " y en la salida no queda nada de él."
         )
     again = "repite el comando" + (" con --skip-existing para continuar" * (not verify))
     left = _count(n_left, "archivo queda", "archivos quedan")
     return [head, f"  {left} sin {'comparar' if verify else 'dividir'}. Qué hacer: {again}."]
 
 
-def describe_summary(
-    reports: Sequence[SplitReport],
-    failures: Sequence[str],
-    output_dir: Path,
-    delete_original: bool,
-    seconds: float,
-) -> list[str]:
-    """Return what was done with all files (Spanish), where it is and what a loader will need.
+class Outcome(NamedTuple):
+    """What became of the files of a run; failures: the names of those that failed."""
 
-    Of a single file its own line has told the numbers.
+    reports: Sequence[Report]
+    failures: Sequence[str]
+    seconds: float
+
+
+def describe_summary(
+    outcome: Outcome, output_dir: Path, *, verify: bool, delete_original: bool
+) -> list[str]:
+    """Return how many files ended how (Spanish), where they are and what a loader will need.
+
+    What is zero is left out, and of a single file what its own line has told.  Why one failed was
+    told at the time.
     """
-    done = [report for report in reports if not report.skipped]
+    reports, failures, seconds = outcome
     n_files = len(reports) + len(failures)
+    done = [each for each in reports if isinstance(each, SplitReport) and not each.skipped]
+    verified = [each for each in reports if isinstance(each, VerifyReport)]
+    n_unjudged = sum(each.unjudged for each in verified)
+    unequal = ("distinto o con error", "distintos o con error")
     counts = (
         (len(done), "dividido", "divididos"),
-        (len(reports) - len(done), "omitido", "omitidos"),
-        (len(failures), "con error", "con error"),
+        (len(reports) - len(done) - len(verified), "omitido", "omitidos"),
+        (len(verified) - n_unjudged, "igual", "iguales"),
+        (len(failures), *(unequal if verify else ("con error", "con error"))),
+        (n_unjudged, "sin comparar", "sin comparar"),
     )
-    totals = []
+    told = [", ".join(_count(*each) for each in counts if each[0])]
     if len(done) > 1:
-        results = _count_results(
-            sum(report.n_traces for report in done), sum(len(report.files) for report in done)
-        )
-        before = format_size(sum(report.source_bytes for report in done))
-        after = format_size(sum(report.output_bytes for report in done))
-        totals.append(f"{' en '.join(results)}, {before} → {after}")
+        n_traces, n_sub_batches = sum(x.n_traces for x in done), sum(len(x.files) for x in done)
+        before = format_size(sum(each.source_bytes for each in done))
+        after = format_size(sum(each.output_bytes for each in done))
+        results = " en ".join(_count_results(n_traces, n_sub_batches))
+        told.append(f"{results}, {before} → {after}")
     if n_files > 1:
-        totals.append(_format_time(seconds))
-    first, *names = _describe_outcome(counts, failures, totals)
-    lines = [first]
+        told.append(_format_time(seconds))
+    lines = [f"Resumen: {'; '.join(told)}."]
     if done:
         lines.append(f"  Los sub-batches están en {output_dir}")
     if delete_original:
-        lines.append(_describe_sources(reports, n_files))
-    return [*lines, *_describe_loader(done), *names]
-
-
-def _describe_gzip() -> str:
-    """Return which library deflates and inflates (Spanish)."""
-    if deflate_library is zlib:
-        return "Gzip: sin isal; con él va más rápido (pip install isal)."
-    return "Gzip: con isal."
+        lines.append(_describe_originals(reports, n_files))
+    lines += _describe_loader(done)
+    return lines + [f"  Con error: {name}" for name in failures if n_files > 1]
 
 
 def describe_plan(
@@ -4374,7 +4319,7 @@ def describe_plan(
     delete_original: bool,
 ) -> list[str]:
     """Return what a run would do (Spanish, one line a file), and the space that it would need."""
-    suffix = ".pkl.gz" if compress else ".pkl"
+    suffix = (GZIP if compress else PLAIN).suffix
     lines = ["Simulación: no se crea, cambia ni borra nada."]
     for planned in plan:
         if planned.refusal is not None:
@@ -4397,7 +4342,10 @@ def describe_plan(
         lines.append(
             f"Espacio: {format_size(free)} libres; harán falta {about} {format_size(needed)}."
         )
-    return [*lines, *_describe_residual_parts(output_dir), _describe_gzip()]
+    gzip = "sin isal; con él va más rápido (pip install isal)"
+    if deflate_library is not zlib:
+        gzip = "con isal"
+    return [*lines, *_describe_residual_parts(output_dir), f"Gzip: {gzip}."]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -4493,32 +4441,13 @@ class _SpanishParser(argparse.ArgumentParser):
         files = [word for word in words if os.path.isfile(word)]
         if files and not self._hint_at_misspelt():
             folder, name = os.path.split(files[0])
-            suffix = next((each for each in (".pkl.gz", ".pkl") if name.endswith(each)), "")
+            suffix = name[len(batch_stem(name) or name) :]
             where = "" if "--pattern" in self.given else f"--input {shlex.quote(folder or '.')} "
             message += (
                 ". Son archivos que existen: el shell ha desplegado un comodín sin comillas. Usa "
                 f"{where}--pattern '*{suffix}', con comillas"
             )
         self.error(message)
-
-
-class _Once(argparse.Action):
-    """Store a value that cannot be given twice: of two inputs, one would be passed over unsaid."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: Optional[str] = None,
-    ) -> None:
-        if getattr(namespace, self.dest) is not None:
-            raise argparse.ArgumentError(
-                self,
-                f"se ha indicado dos veces ({getattr(namespace, self.dest)} y {values}) y solo "
-                "puede ser una: para varios archivos, su carpeta y --pattern",
-            )
-        setattr(namespace, self.dest, values)
 
 
 def _named_path(text: str) -> Path:
@@ -4533,83 +4462,6 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
-def _add_guide_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("argumentos").add_argument
-    add(
-        "--input",
-        "-i",
-        action=_Once,
-        type=_named_path,
-        required=True,
-        metavar="INPUT",
-        help="archivo o carpeta de entrada (requerido)",
-    )
-    add(
-        "--output",
-        "-o",
-        action=_Once,
-        type=_named_path,
-        required=True,
-        metavar="OUTPUT",
-        help="carpeta de salida (requerido)",
-    )
-    add(
-        "--traces-per-batch",
-        "-n",
-        type=_at_least_one,
-        default=DEFAULT_TRACES_PER_BATCH,
-        metavar="N",
-        help="traces por batch (default: %(default)s)",
-    )
-    add("--no-compress", action="store_true", help="no comprimir la salida con gzip")
-    add(
-        "--delete-original",
-        action="store_true",
-        help="eliminar cada original ya dividido y validado (¡CUIDADO!); antes pregunta",
-    )
-    add("--no-validate", action="store_true", help="no validar la división")
-    add(
-        "--pattern",
-        default="*.pkl*",
-        metavar="PATTERN",
-        help="patrón de archivos de una carpeta (default: *.pkl*)",
-    )
-    add("--quiet", "-q", action="store_true", help="modo silencioso: solo errores y avisos")
-
-
-def _add_more_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("más opciones").add_argument
-    add("--low-memory", action="store_true", help="dividir sin cargar el archivo")
-    add(
-        "--skip-existing",
-        action="store_true",
-        help="omitir los batches que ya tienen sus sub-batches",
-    )
-    add(
-        "--verify",
-        action="store_true",
-        help="comparar los sub-batches que ya hay con sus originales, sin escribir nada",
-    )
-    add("--dry-run", action="store_true", help="mostrar lo que se haría, sin tocar nada")
-    add("--yes", "-y", action="store_true", help="no preguntar antes de eliminar")
-    add(
-        "--jobs",
-        "-j",
-        type=_at_least_one,
-        metavar="N",
-        help="hilos para comprimir y validar (default: los procesadores disponibles; "
-        "con --low-memory, 4 como mucho)",
-    )
-    library = "sin isal" if deflate_library is zlib else "con isal"
-    add(
-        "--version",
-        action="version",
-        version=f"%(prog)s {__version__} (Python {platform.python_version()}, {library})",
-        help="mostrar la versión",
-    )
-    add("--help", "-h", action="help", help="mostrar esta ayuda")
-
-
 def _make_parser() -> _SpanishParser:
     parser = _SpanishParser(
         description="Divide batches grandes de traces en batches más pequeños, sin perder ninguno.",
@@ -4620,8 +4472,49 @@ def _make_parser() -> _SpanishParser:
         add_help=False,
         allow_abbrev=False,  # --del must not delete
     )
-    _add_guide_options(parser)
-    _add_more_options(parser)
+    # Those of the guide.  Paths are lists, so that a second one is seen, and not passed over.
+    add = parser.add_argument_group("argumentos").add_argument
+    add_path = functools.partial(add, action="append", type=_named_path, required=True)
+    add_path("--input", "-i", help="archivo o carpeta de entrada (requerido)")
+    add_path("--output", "-o", help="carpeta de salida (requerido)")
+    add(
+        "--traces-per-batch",
+        "-n",
+        type=_at_least_one,
+        default=DEFAULT_TRACES_PER_BATCH,
+        metavar="N",
+        help="traces por batch (default: %(default)s)",
+    )
+    switch = functools.partial(add, action="store_true")
+    switch("--no-compress", help="no comprimir la salida con gzip")
+    switch(
+        "--delete-original",
+        help="eliminar cada original ya dividido y validado (¡CUIDADO!); antes pregunta",
+    )
+    switch("--no-validate", help="no validar la división")
+    pattern_help = "patrón de archivos de una carpeta (default: %(default)s)"
+    add("--pattern", default="*.pkl*", help=pattern_help)
+    switch("--quiet", "-q", help="modo silencioso: solo errores y avisos")
+
+    add = parser.add_argument_group("más opciones").add_argument
+    switch = functools.partial(add, action="store_true")
+    switch("--low-memory", help="dividir sin cargar el archivo")
+    switch("--skip-existing", help="omitir los batches que ya tienen sus sub-batches")
+    switch(
+        "--verify",
+        help="comparar los sub-batches que ya hay con sus originales, sin escribir nada",
+    )
+    switch("--dry-run", help="mostrar lo que se haría, sin tocar nada")
+    switch("--yes", "-y", help="no preguntar antes de eliminar")
+    jobs_help = (
+        "hilos para comprimir y validar (default: los procesadores disponibles; "
+        "con --low-memory, 4 como mucho)"
+    )
+    add("--jobs", "-j", type=_at_least_one, metavar="N", help=jobs_help)
+    library = "sin isal" if deflate_library is zlib else "con isal"
+    version = f"%(prog)s {__version__} (Python {platform.python_version()}, {library})"
+    add("--version", action="version", version=version, help="mostrar la versión")
+    add("--help", "-h", action="help", help="mostrar esta ayuda")
     return parser
 
 
@@ -4632,6 +4525,13 @@ def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.refuse_unknown(unknown)
+    for flag, paths in (("--input/-i", args.input), ("--output/-o", args.output)):
+        if len(paths) > 1:
+            parser.error(
+                f"argumento {flag}: se ha indicado dos veces ({paths[0]} y {paths[1]}) y solo "
+                "puede ser una: para varios archivos, su carpeta y --pattern"
+            )
+    args.input, args.output = args.input[0], args.output[0]
     for name, path in (("entrada", args.input), ("salida", args.output)):
         try:
             os.stat(path)
@@ -4672,12 +4572,6 @@ def _open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _size_of(path: Path) -> int:
-    with contextlib.suppress(OSError):  # verify_file tells why
-        return path.stat().st_size
-    return 0
-
-
 def _may_delete(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console) -> bool:
     """Ask once, where originals are to go and --yes is missing; all but a clear yes is a no."""
     doomed = [planned for planned in plan if planned.may_be_deleted]
@@ -4710,8 +4604,13 @@ def _warn_of_run(plan: Sequence[PlannedFile], args: argparse.Namespace, console:
     if args.input.is_dir():
         if aside := find_left_aside(args.input, args.pattern):
             console.warn(args.input, describe_left_aside(aside))
-        if subs := find_sub_batches_of(plan):
-            console.warn(args.input, describe_sub_batches_beside(subs))
+        if subs := find_sub_batches_among(plan):
+            console.warn(
+                args.input,
+                f"contiene batches y también sub-batches suyos ({some_names(subs)}): se dividirán "
+                "unos y otros, y cada uno de esos traces saldrá dos veces; sepáralos o usa "
+                "--pattern",
+            )
     elif (
         not args.delete_original
         and not args.verify
@@ -4725,8 +4624,7 @@ def _warn_of_run(plan: Sequence[PlannedFile], args: argparse.Namespace, console:
         )
     if not args.verify:
         needed = needed_disk_bytes(plan, args.output, delete_original=args.delete_original)
-        for warning in foresee_full_disk(needed, args.output):
-            console.warn(args.output, warning)
+        console.warn(args.output, *foresee_full_disk(needed, args.output))
 
 
 class _Run:
@@ -4736,10 +4634,10 @@ class _Run:
         self._args = args
         self._console = console
         self._signals = signals
-        self._reports: list[Union[SplitReport, VerifyReport]] = []
+        self._reports: list[Report] = []
         self._failures: list[str] = []
         self._exit_code = 0
-        self._work_on: Callable[..., Union[SplitReport, VerifyReport]] = functools.partial(
+        self._work_on: Callable[..., Report] = functools.partial(
             verify_file, low_memory=args.low_memory
         )
         if not args.verify:
@@ -4778,7 +4676,13 @@ class _Run:
                 self._console.error("Interrumpido cuando ya no quedaba ningún archivo por hacer.")
         gc.unfreeze()
         if self._reports or self._failures:
-            self._summarize(time.perf_counter() - started)
+            outcome = Outcome(self._reports, self._failures, time.perf_counter() - started)
+            verify, delete_original = self._args.verify, self._args.delete_original
+            self._console.report(
+                *describe_summary(
+                    outcome, self._args.output, verify=verify, delete_original=delete_original
+                )
+            )
         return self._signals.exit_code() or self._exit_code
 
     def _do(self, planned: PlannedFile, where: str, *, disk_was_told: bool) -> None:
@@ -4792,7 +4696,7 @@ class _Run:
 
         started = time.perf_counter()
         try:
-            if planned.will_split:
+            if planned.is_due:
                 self._announce(planned, where, disk_was_told=disk_was_told)
             if planned.refusal is not None:
                 raise planned.refusal
@@ -4813,21 +4717,22 @@ class _Run:
             self._tell(planned, report, time.perf_counter() - started)
 
     def _announce(self, planned: PlannedFile, where: str, *, disk_was_told: bool) -> None:
+        """Say which file is begun, and what it may come to regret; the disk may be told already."""
         args = self._args
-        if not args.verify:
-            for warning in foresee_trouble(
-                planned, args.output, args.low_memory, disk_was_told=disk_was_told
-            ):
-                self._console.warn(planned.source, warning)
-        self._console.announce(describe_start(where, planned, verify=args.verify))
+        warnings = []
+        if not args.verify and not args.low_memory:
+            warnings += foresee_lack_of_memory(planned)
+        if not args.verify and not disk_was_told:
+            warnings += foresee_full_disk(planned.size_bytes, args.output)
+        self._console.warn(planned.source, *warnings)
+        what = "Comparando" if args.verify else "Dividiendo"
+        size = format_size(planned.size_bytes)
+        self._console.announce(f"{what} {where}: {planned.source.name} ({size})")
 
-    def _tell(
-        self, planned: PlannedFile, report: Union[SplitReport, VerifyReport], seconds: float
-    ) -> None:
+    def _tell(self, planned: PlannedFile, report: Report, seconds: float) -> None:
         self._reports.append(report)
         self._console.report(describe_report(report, seconds))
-        for warning in report.warnings:
-            self._console.warn(report.source, warning)
+        self._console.warn(report.source, *report.warnings)
         because = report.kept_because
         if isinstance(report, VerifyReport):
             if report.unjudged:  # exit 0 is to mean that all are equal: somebody may delete by it
@@ -4837,7 +4742,7 @@ class _Run:
         elif self._args.delete_original and planned.skip:
             because = "no estaba entre los que se iban a eliminar"
         if because is not None:
-            self._console.error(describe_kept(report.source, because))
+            self._console.warn(report.source, f"original conservado: {because}")
             if not planned.skip:  # else it was in no list, so nobody expects it to go
                 self._exit_code = 1
 
@@ -4845,17 +4750,6 @@ class _Run:
         self._failures.append(planned.source.name)
         self._console.error(*lines)
         self._exit_code = 1
-
-    def _summarize(self, seconds: float) -> None:
-        split = [report for report in self._reports if isinstance(report, SplitReport)]
-        verified = [report for report in self._reports if isinstance(report, VerifyReport)]
-        delete_original = self._args.delete_original
-        if self._args.verify:
-            lines = describe_verifications(verified, self._failures, delete_original, seconds)
-        else:
-            output_dir = self._args.output
-            lines = describe_summary(split, self._failures, output_dir, delete_original, seconds)
-        self._console.report(*lines)
 
 
 def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Console) -> int:
@@ -4868,23 +4762,18 @@ def _simulate(plan: Sequence[PlannedFile], args: argparse.Namespace, console: Co
         delete_original=args.delete_original,
     )
     console.report(*lines)
-    refused = [planned for planned in plan if planned.refusal is not None]
     for planned in plan:
-        for warning in foresee_trouble(planned, args.output, args.low_memory, disk_was_told=True):
-            console.warn(planned.source, warning)
+        if planned.is_due and not args.low_memory:
+            console.warn(planned.source, *foresee_lack_of_memory(planned))
         if console.quiet and planned.refusal is not None:
-            refusal = planned.refusal
-            console.error(
-                f"ERROR {planned.source}: fallaría: {refusal.problem}",
-                f"  Qué hacer: {refusal.hint}.",
-            )
+            problem = f"fallaría: {planned.refusal.problem}"
+            console.refuse(planned.source, problem, planned.refusal.hint)
     unwritable = explain_unwritable(args.output)
     if unwritable is not None:
-        console.error(
-            f"ERROR {args.output}: no se puede escribir en la carpeta de salida ({unwritable})",
-            f"  Qué hacer: {SPACE_HINT}.",
-        )
-    return 1 if refused or unwritable is not None else 0
+        problem = f"no se puede escribir en la carpeta de salida ({unwritable})"
+        console.refuse(args.output, problem, SPACE_HINT)
+    will_fail = any(planned.refusal is not None for planned in plan)
+    return 1 if will_fail or unwritable is not None else 0
 
 
 def _make_plan(args: argparse.Namespace, console: Console) -> list[PlannedFile]:
@@ -4898,7 +4787,7 @@ def _make_plan(args: argparse.Namespace, console: Console) -> list[PlannedFile]:
         console.error(*describe_nothing_found(args.input, args.pattern))
         return []
     if args.verify:
-        return [PlannedFile(source, _size_of(source)) for source in sources]
+        return [PlannedFile(source, size_of(source)) for source in sources]
     return plan_run(
         sources, args.output, skip_existing=args.skip_existing, look_inside=args.dry_run
     )

@@ -63,7 +63,7 @@ def test_help_lists_the_options_of_the_guide_first(flag: str) -> None:
 
 
 def test_jobs_are_the_usable_processors_by_default() -> None:
-    assert 1 <= divide_conquer._usable_processors() <= 10_000
+    assert 1 <= divide_conquer.default_jobs(low_memory=False) <= 10_000
     help_text = io.StringIO()
     divide_conquer._make_parser().print_help(help_text)
     assert re.search(r"--jobs.*\s+hilos", help_text.getvalue())
