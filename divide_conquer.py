@@ -145,7 +145,6 @@ MTIME_TOLERANCE_NS = 2_000_000_000
 """Modification times this close are equal, if one is of whole seconds: FAT stores steps of 2 s."""
 
 GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
-GZIP_ERRORS = (zlib.error, deflate_library.error)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -894,7 +893,7 @@ def _inflate(file: io.BufferedReader[Any]) -> Generator[bytes, None, None]:
                 raise StreamError("está truncado: termina antes de tiempo")
             try:
                 piece = member.decompress(data, _INFLATED_BYTES)
-            except GZIP_ERRORS as error:
+            except (zlib.error, deflate_library.error) as error:
                 raise StreamError(f"el gzip está dañado ({error})") from error
             data = member.unconsumed_tail
             if piece:  # an empty one would be the end to who reads
@@ -1885,7 +1884,7 @@ class PickleIndex:
             self._walk(_Window(stream.read))
         except SplitError:
             raise
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError, *GZIP_ERRORS) as error:
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             raise load_error(path, error) from error
 
     def _walk(self, window: _Window) -> None:
@@ -2724,7 +2723,7 @@ class IndexedBatch:
         position = self._stream.tell()
         try:
             piece = self._stream.read(n_bytes)
-        except (EOFError, OSError, *GZIP_ERRORS) as error:
+        except StreamError as error:
             raise load_error(self._path, error) from error
         self._preludes.record(position, piece)
         return piece

@@ -276,7 +276,7 @@ def make_nested(number):
     for i in range(60): nested = frozenset([nested, f"{number} {i}", (i, nested)])
     return nested
 def make_graph(number):
-    nodes = [Node(f"{number} {i}") for i in range(40)]
+    nodes = [Node(f"{number} {i}") for i in range(16)]
     for node in nodes: node.near = {other for other in nodes if other is not node}
     return {"nodes": nodes, "near": set(nodes)}
 class TypedStorage:
