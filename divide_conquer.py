@@ -61,7 +61,7 @@ import time
 import traceback
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType, FunctionType
@@ -311,7 +311,7 @@ def sync_file(fd: int) -> None:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
             return
         except OSError as error:  # a network volume has no such call
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOTTY):
                 raise
     os.fsync(fd)
 
@@ -411,6 +411,7 @@ def tune_malloc(*, low_memory: bool) -> None:
     took 0.92 s, not 0.69 s, of 1.6 s of processor time (438 MB, plain; 2 cores, medians of 7).  The
     arrays of an index grow, and would each time leave a hole in a heap: in that mode they are
     mapped, each for itself (121 MB, not 161, for 3 million ids).
+    32 MiB is the most that glibc takes, 2**31 - 1 is never: _Run trims between files.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
@@ -650,16 +651,16 @@ def is_explained(error: BaseException) -> bool:
     return known or _origin_of(error) is not Origin.OURS
 
 
-def _explain_file(error: BaseException, path: Path) -> _Reason:
-    """Return the reason of an error of our own reader or walker."""
+def _explain_file(error: BaseException, path: Path) -> tuple[_Reason, str]:
+    """Return the reason, and the text for it, of an error of our own reader or walker."""
     if isinstance(error, StreamError) and error.errno is None:
-        return _Reason(str(error), COPY_HINT)
+        return _Reason("{error}", COPY_HINT), str(error)
     if isinstance(error, OSError):
         if error.errno == errno.ENOENT and path.is_symlink():
-            return _BROKEN_LINK.about(os.readlink(path))
+            return _BROKEN_LINK, os.readlink(path)
         problem, hint = os_problem_of(error)
-        return _Reason(f"no se puede leer ({problem})", hint)
-    return _CUT_PICKLE if isinstance(error, EOFError) else _NO_PICKLE
+        return _Reason("no se puede leer ({error})", hint), problem
+    return (_CUT_PICKLE if isinstance(error, EOFError) else _NO_PICKLE), _text_of(error)
 
 
 def _explain_gpu(error: BaseException) -> Optional[_Reason]:
@@ -687,12 +688,12 @@ def _explain_unpickler(error: BaseException) -> Optional[_Reason]:
 def _explain_load(error: BaseException, path: Path) -> tuple[_Reason, str]:
     text = _text_of(error)
     if isinstance(error, StreamError):
-        return _explain_file(error, path), text
+        return _explain_file(error, path)
     if lacks_memory(error):
         return _LOAD_MEMORY, text
     origin = _origin_of(error)
     if origin is Origin.OURS:
-        return _explain_file(error, path), text
+        return _explain_file(error, path)
     if gpu := _explain_gpu(error):
         return gpu, text
     if isinstance(error, ImportError):
@@ -1072,8 +1073,9 @@ class Codec(NamedTuple):
     memory_ratio: float
 
 
-# Another compression would be added here, and named in the messages that name these suffixes.  The
-# first whose magic fits is taken, so PLAIN, which has none, is the last.
+# Another compression would be added here (its writer is given the gzip header of the Stamp), chosen
+# by split_file's compress, and named in the messages that name these suffixes.  The first whose
+# magic fits is taken, so PLAIN, which has none, is the last.
 GZIP = Codec(".pkl.gz", GZIP_MAGIC, _inflate, GzipWriter, True, 1.3)
 PLAIN = Codec(".pkl", b"", None, _PlainWriter, False, 1.1)
 CODECS = (GZIP, PLAIN)
@@ -1162,9 +1164,13 @@ class Source:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for its writer
                 raise LoadError(path, "no es un archivo normal", "indica un archivo .pkl o .pkl.gz")
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            try:
+                status = os.fstat(self._fd)
+            except OSError:
+                self.close()
+                raise
         except OSError as error:
             raise load_error(path, error) from error
-        status = os.fstat(self._fd)
         self.identity = FileIdentity.of(status)
         self.mode = status.st_mode
 
@@ -1198,7 +1204,8 @@ class Source:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):  # nothing was written through it
+                os.close(self._fd)
             self._fd = -1
 
 
@@ -1856,15 +1863,16 @@ class PickleIndex:
         self.event_ids = array.array("q")
         # By id, rows: what changes it elsewhere than where it is made, so belongs to it, too.
         self.amendments: dict[int, list[int]] = {}
-        self._amending: set[int] = set()  # of these rows, those that begin with a plain fetch
+        # Of these rows, those of a plain fetch that was added to: a POP of one is understood.
+        self._amending: set[int] = set()
         # Memo ids that the pickle names itself, unless they count up from the first (Python 2: 1).
         self._first_name = 0
         self._names: Optional[array.array[int]] = None
         self._stack = array.array("q")
         self._kinds = bytearray()  # of the stack's objects
         self._marks: list[tuple[int, int]] = []  # height of the stack and position
-        # What tuples on the stack, or tuples in them, lead to and can be changed: ids, and for each
-        # tuple its height and where its ids begin.  See _note_call.
+        # Ids of what tuples on the stack lead to, also by tuples in them, and can be changed: made
+        # there, or ~id if fetched.  For each such tuple, its height and where its ids begin.
         self._held_ids = array.array("q")
         self._held_heights = array.array("q")
         self._held_starts = array.array("q")
@@ -1874,7 +1882,7 @@ class PickleIndex:
         # fetched as arguments, if known.
         self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
         # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.  And
-        # ids of what it leads to and can be changed: as a tuple, what is fetched leads to that.
+        # what it leads to: the fetch does, too, as a tuple does to its items.
         self._popped = -1
         self._popped_ids = _NO_IDS
         self._popped_starts: dict[int, int] = {}  # by event
@@ -2035,13 +2043,14 @@ class PickleIndex:
 
         What its tuples hold becomes its own where it lies: a chain of tuples costs no square.
         """
-        made, fetched = self._find_direct(height)
+        made, fetched, values = self._find_direct(height)
         self._last_tuple = (span_start, fetched)
         number = bisect_left(self._held_heights, height)
         is_holding = number < len(self._held_heights)
         start = self._held_starts[number] if is_holding else len(self._held_ids)
         del self._held_heights[number:], self._held_starts[number:]
-        self._held_ids += made + fetched
+        self._held_ids += made
+        self._held_ids.extend([~memo_id for memo_id in fetched + values])
         if start < len(self._held_ids):
             self._held_heights.append(height)
             self._held_starts.append(start)
@@ -2088,27 +2097,43 @@ class PickleIndex:
     def _find_changeable(self, height: int) -> tuple[array.array[int], array.array[int]]:
         """Return ids of what can be changed from this height on: made, also in tuples; fetched.
 
-        What was made there inside something else, and then fetched, was made there, too.
+        Where one thing fetches what another has made inside itself, or a tuple that may lead to it,
+        all that was made there is: whatever else holds that must not be had without the change.
         """
-        made, fetched = self._find_direct(height)
-        others = fetched + self._find_held(height)
-        if others:
-            start = self._start_of(self._stack[height])
-            made = made + array.array("q", [i for i in others if self.defined[i] >= start])
-        return made, fetched
+        made, fetched, values = self._find_direct(height)
+        held = self._find_held(height)
+        start = self._start_of(self._stack[height]) if height < len(self._stack) else 0
+        others = itertools.chain(fetched, values, (~item for item in held if item < 0))
+        if any(self.defined[memo_id] >= start for memo_id in others):
+            return self._changeable_since(start), fetched
+        return made + array.array("q", [item for item in held if item >= 0]), fetched
+
+    def _changeable_since(self, start: int) -> array.array[int]:
+        ids = range(bisect_left(self.defined, start), len(self.starts))
+        return array.array("q", [i for i in ids if self.kinds[i] <= _BUILTIN])
 
     def _find_held(self, height: int) -> array.array[int]:
         if not self._held_heights or self._held_heights[-1] < height:
             return _NO_IDS
         return self._held_ids[self._held_starts[bisect_left(self._held_heights, height)] :]
 
-    def _find_direct(self, height: int) -> tuple[array.array[int], array.array[int]]:
-        if min(self._kinds[height:], default=_ATOM) > _BUILTIN:
-            return _NO_IDS, _NO_IDS
-        pairs = zip(self._stack[height:], self._kinds[height:])
-        entries = [entry for entry, kind in pairs if kind <= _BUILTIN and entry < 0]
-        made = array.array("q", [~entry for entry in entries if ~entry < _FETCHED])
-        return made, array.array("q", [self._id_of(e) for e in entries if ~e >= _FETCHED])
+    def _find_direct(
+        self, height: int
+    ) -> tuple[array.array[int], array.array[int], array.array[int]]:
+        """Return ids of what lies from this height on: made, fetched; and tuples that are fetched.
+
+        The first two can be changed.  (Classes and functions by name count as tuples.)
+        """
+        if min(self._kinds[height:], default=_ATOM) > _VALUE:
+            return _NO_IDS, _NO_IDS, _NO_IDS
+        made, fetched, values = array.array("q"), array.array("q"), array.array("q")
+        for entry, kind in zip(self._stack[height:], self._kinds[height:]):
+            if entry < 0 and kind <= _VALUE:
+                if ~entry >= _FETCHED:
+                    (fetched if kind <= _BUILTIN else values).append(self._id_of(entry))
+                elif kind <= _BUILTIN:
+                    made.append(~entry)
+        return made, fetched, values
 
     def _note_call(self, code: int, height: int, span_start: int, end: int) -> int:
         """Return the entry for the result of a call.
@@ -2129,8 +2154,7 @@ class PickleIndex:
                 known = _NO_IDS
         elif code == _NEWOBJ_EX:  # the arguments by name are in a dict: all that is in it
             since = self._start_of(self._stack[first])
-            ids = range(bisect_left(self.defined, since), len(self.starts))
-            made = made + array.array("q", [i for i in ids if self.kinds[i] <= _BUILTIN])
+            made = made + self._changeable_since(since)
             others = self.event_ids[slice(*self._events_between(since, end))]
             known = array.array("q", [i for i in others if i >= 0 and self.kinds[i] <= _BUILTIN])
         self._last_call = (end, function, known)
@@ -2330,8 +2354,9 @@ class PickleIndex:
         """Remove all from this height on, but note what can be changed by way of what follows."""
         if self._popped < 0:
             self._popped_ids = array.array("q")
-        made, fetched = self._find_direct(height)
-        self._popped_ids += made + fetched + self._find_held(height)
+        made, fetched, values = self._find_direct(height)
+        self._popped_ids += made + self._find_held(height)
+        self._popped_ids.extend([~memo_id for memo_id in fetched + values])
         self._drop(height)
 
     def _is_made_again(self, popped_start: int, next_id: int) -> bool:
@@ -2594,6 +2619,7 @@ class _Copier:
         self._buffer = bytearray()
         self._n_puts = 0
         self._offsets_from = array.array("q")  # by id
+        # Where each piece ends: so that a fetch of what was not copied is an error, and no number.
         self._offsets_until = array.array("q")
         self._offsets = array.array("q")
 
@@ -3448,7 +3474,7 @@ def _verify_loaded(source: Source, finals: Iterable[Path], meter: Meter) -> int:
 
 
 def _verify_walked(
-    source: Source, finals: Iterable[Path], scratch_dir: Path, meter: Meter
+    source: Source, finals: Collection[Path], scratch_dir: Path, meter: Meter
 ) -> Optional[int]:
     """Compare what --low-memory would write with what is there; return how many traces.
 
@@ -3564,6 +3590,7 @@ def verify_file(
             n_traces = _verify_walked(opened, finals, folder, meter)
         else:
             n_traces = _verify_loaded(opened, finals, meter)
+            gc.collect()  # cycles of this batch, or they would be there beside the next
         opened.refuse_changed()
         kept_because = None
         if delete_original:
@@ -3675,9 +3702,9 @@ def split_file(
     source fails at once.  The folder is made if missing.  With delete_original the source goes
     when its whole set is validated and on disk, and only if it has not changed.
 
-    Of the process it touches two things: the collector of cycles does not run while a batch is
-    loaded or dumped, and then freed memory goes back to the system (trim; glibc), or the threads
-    that read the parts back might need as much again.
+    Of the process it touches two things: the collector of cycles is off until it returns (it runs
+    by hand between the phases), and with trim, freed memory goes back to the system (glibc) before
+    the parts are read back, or the threads that do it might need as much again.
 
     Raises TypeError or ValueError for arguments that cannot be meant, and SplitError (LoadError,
     OutputError, SaveError, ValidationError) when the file was not split: then the source is
@@ -4657,6 +4684,7 @@ class _Run:
                 self._do(planned, f"{n_begun}/{len(plan)}", disk_was_told=len(plan) == 1)
                 self._console.close_bar()
                 gc.collect()
+                trim_memory()  # what is kept would not count as available to the next
         except Interrupted as interrupted:
             n_done = len(self._reports) + len(self._failures)
             current = plan[n_done].source if n_done < n_begun else None

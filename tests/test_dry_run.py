@@ -12,7 +12,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import Folders, Mode, small_disk, snapshot, split, split_without, write_batch
+from helpers import (
+    Folders,
+    Mode,
+    assert_fails,
+    names,
+    small_disk,
+    snapshot,
+    split,
+    split_without,
+    write_batch,
+)
 
 
 def test_dry_run_touches_nothing(folders: Folders) -> None:
@@ -89,6 +99,23 @@ def write_others(folder: Path) -> None:
     write_batch(folder / "good.pkl.gz", [1])
     for name, (content, _) in OTHERS.items():
         (folder / name).write_bytes(content)
+
+
+FSTAT_FAILS = """
+fstat = os.fstat
+def failing(fd):
+    if os.readlink(f"/proc/self/fd/{fd}").endswith("bad.pkl"): raise OSError(errno.ESTALE, "Stale")
+    return fstat(fd)
+os.fstat = failing
+"""
+
+
+def test_what_fails_as_it_is_opened_does_not_stop_the_others(folders: Folders) -> None:
+    write_batch(folders.source / "bad.pkl", [1])
+    write_batch(folders.source / "good.pkl", [2])
+    done = split_without(FSTAT_FAILS, *folders.args())
+    assert_fails(done, "bad.pkl: no se puede leer (el servidor de archivos ya no lo encuentra)")
+    assert names(folders.output) == ["good_sub0000.pkl.gz"]
 
 
 def test_a_dry_run_reads_the_first_bytes_of_every_file(tmp_path: Path) -> None:

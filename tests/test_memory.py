@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -15,19 +16,25 @@ from typing import Any
 
 import pytest
 from bad_files import GOOD_NAMES, GOOD_TRACES, errors_of
+from graphs import Plain
 from helpers import (
+    ROOT,
     assert_fails,
+    environment,
     limit,
     names,
     peak_mib,
     pickled_call,
     pickled_list,
+    run,
     split,
     write_batch,
     write_module,
 )
 
-from divide_conquer import _cgroup_memory_bytes, _dump_traces
+from divide_conquer import _cgroup_memory_bytes, _dump_traces, verify_file
+
+GRAPHS = environment(PYTHONPATH=str(ROOT / "tests"))
 
 # What a run needs
 
@@ -42,6 +49,42 @@ def test_memory_stays_small_where_the_batch_is_large(tmp_path: Path) -> None:
     low = split(*options, "-o", tmp_path / "low", "--low-memory")
     assert peak_mib(default.stdout) > 110
     assert peak_mib(low.stdout) < 64
+
+
+RUN_MAIN = """
+import pathlib, sys, divide_conquer
+assert divide_conquer.main(sys.argv[1:]) == 0
+status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
+print("resident", status.split("VmRSS:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_goes_back_after_each_file(tmp_path: Path) -> None:
+    """Else the next file is said not to fit, and who calls main keeps a whole batch."""
+    write_batch(tmp_path / "in" / "a.pkl", [os.urandom(1 << 20) + bytes(i) for i in range(120)])
+    args = ("-i", tmp_path / "in", "-o", tmp_path / "out", "--no-compress", "-n", 30)
+    line = [sys.executable, "-c", RUN_MAIN, *map(str, args)]
+    done = run(line, env=environment(PYTHONPATH=str(ROOT)))
+    assert peak_mib(done.stdout) > 120
+    assert int(done.stdout.split()[-1]) < 80 << 10
+
+
+def test_verifying_leaves_no_cycles_to_be_collected(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "a.pkl", [Plain() for _ in range(3)])
+    traces = pickle.loads(source.read_bytes())
+    for trace in traces:
+        trace.me = trace
+    write_batch(source, traces)
+    del trace, traces
+    gc.collect()
+    assert split("-i", source, "-o", tmp_path / "out", env=GRAPHS).returncode == 0
+    gc.disable()
+    try:
+        verify_file(source, tmp_path / "out")
+        assert not [each for each in gc.get_objects() if isinstance(each, Plain)]
+    finally:
+        gc.enable()
 
 
 def test_index_takes_a_few_bytes_for_each_id_and_fetch(tmp_path: Path) -> None:

@@ -401,6 +401,25 @@ def test_what_a_call_changes_may_be_made_in_another_of_its_arguments(
             assert_slices(data, n)
 
 
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("kind", ["list", "tuple", "tuple-of-what-is-fetched"])
+def test_what_holds_what_a_call_changes_brings_the_call(kind: str, protocol: int) -> None:
+    """The changed kid is made inside another argument, whose parts are fetched by themselves."""
+    kid, other = Plain(), Plain()
+    pair = (kid,)
+    box: Any = {"list": [kid], "tuple": [pair]}.get(kind, [kid, pair])
+    other.box = box  # type: ignore[attr-defined]
+    around = Wrapping((other, kid if kind == "list" else pair))
+    vars(kid).clear()
+    del other.is_wrapped  # type: ignore[attr-defined]
+    for dump in (pickle.dumps, graphs.dump_python):
+        data = dump([around, box, kid], protocol)
+        assert pickle.loads(data)[2].is_wrapped
+        for each in (data, pickletools.optimize(data)):
+            for n in (1, 2):
+                assert_slices(each, n)
+
+
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("rest", [(), (1, 2), (1, 2, 3)])
 def test_recursive_tuple_of_what_is_amended_once_it_is_fetched(rest: Any, protocol: int) -> None:
