@@ -1667,9 +1667,10 @@ _SCALAR_RUN = re.compile(b"(?:%s){1,1000}" % _ANY_SCALAR, re.DOTALL)
 
 # What kind of object an opcode makes.  Of a call's RESULT nothing is known, but that it is FIXED if
 # the MAKER is numpy.dtype, or makes the bytes of protocol 2; a ROW is no object.  Up to BUILTIN an
-# object can be changed; from ATOM on it fetches nothing.
-_ROW, _RESULT, _BUILTIN, _VALUE, _FIXED, _FIXED_MAKER, _ATOM = range(7)
-_NUMPY_TEXT, _DTYPE_TEXT, _JOBLIB_TEXT = range(7, 10)  # atoms, too
+# object can be changed; a VALUE is a tuple that cannot; classes and functions are NAMED; from ATOM
+# on it fetches nothing.
+_ROW, _RESULT, _BUILTIN, _VALUE, _NAMED, _FIXED, _FIXED_MAKER, _ATOM = range(8)
+_NUMPY_TEXT, _DTYPE_TEXT, _JOBLIB_TEXT = range(8, 11)  # atoms, too
 _ATOM_KIND = bytes([_ATOM])
 _JOBLIB_NAME = b"joblib.numpy_pickle"  # raw bytes of an array follow its objects
 _TEXT_KINDS = {b"\x05numpy": _NUMPY_TEXT, b"\x05dtype": _DTYPE_TEXT, b"\x13jobli": _JOBLIB_TEXT}
@@ -1678,7 +1679,7 @@ _DTYPE_NAMES = bytes([_NUMPY_TEXT, _DTYPE_TEXT])
 _MADE_KINDS = dict.fromkeys(_CODES.values(), _ATOM)
 for _kind, _names in {
     _BUILTIN: "EMPTY_LIST LIST EMPTY_DICT DICT EMPTY_SET BYTEARRAY8",
-    _VALUE: "STACK_GLOBAL",
+    _NAMED: "STACK_GLOBAL",
     _RESULT: "FROZENSET REDUCE NEWOBJ NEWOBJ_EX OBJ INST",
 }.items():
     _MADE_KINDS.update(dict.fromkeys(_codes(_names), _kind))
@@ -2043,10 +2044,13 @@ class PickleIndex:
 
         What its tuples hold becomes its own where it lies: a chain of tuples costs no square.
         """
-        made, fetched, values = self._find_direct(height)
-        self._last_tuple = (span_start, fetched)
         number = bisect_left(self._held_heights, height)
         is_holding = number < len(self._held_heights)
+        if not is_holding and min(self._kinds[height:], default=_ATOM) > _VALUE:
+            self._last_tuple = (span_start, _NO_IDS)
+            return _VALUE
+        made, fetched, values = self._find_direct(height)
+        self._last_tuple = (span_start, fetched)
         start = self._held_starts[number] if is_holding else len(self._held_ids)
         del self._held_heights[number:], self._held_starts[number:]
         self._held_ids += made
@@ -2102,7 +2106,9 @@ class PickleIndex:
         """
         made, fetched, values = self._find_direct(height)
         held = self._find_held(height)
-        start = self._start_of(self._stack[height]) if height < len(self._stack) else 0
+        if not (fetched or values or held):
+            return made, fetched
+        start = self._start_of(self._stack[height])
         others = itertools.chain(fetched, values, (~item for item in held if item < 0))
         if any(self.defined[memo_id] >= start for memo_id in others):
             return self._changeable_since(start), fetched
@@ -2120,9 +2126,8 @@ class PickleIndex:
     def _find_direct(
         self, height: int
     ) -> tuple[array.array[int], array.array[int], array.array[int]]:
-        """Return ids of what lies from this height on: made, fetched; and tuples that are fetched.
-
-        The first two can be changed.  (Classes and functions by name count as tuples.)
+        """Return ids of what lies from this height on: made and fetched, which can be changed; and
+        of fetched tuples, which cannot, but may lead to what can.
         """
         if min(self._kinds[height:], default=_ATOM) > _VALUE:
             return _NO_IDS, _NO_IDS, _NO_IDS
