@@ -1667,9 +1667,9 @@ _SCALAR_RUN = re.compile(b"(?:%s){1,1000}" % _ANY_SCALAR, re.DOTALL)
 
 # What kind of object an opcode makes.  Of a call's RESULT nothing is known, but that it is FIXED if
 # the MAKER is numpy.dtype, or makes the bytes of protocol 2; a ROW is no object.  Up to BUILTIN an
-# object can be changed; a VALUE is a tuple that cannot; classes and functions are NAMED; from ATOM
-# on it fetches nothing.
-_ROW, _RESULT, _BUILTIN, _VALUE, _NAMED, _FIXED, _FIXED_MAKER, _ATOM = range(8)
+# object can be changed; a TUPLE cannot, but has fetched what can; a VALUE (a class, or a tuple of
+# atoms) leads to nothing that can be changed; from ATOM on it fetches nothing.
+_ROW, _RESULT, _BUILTIN, _TUPLE, _VALUE, _FIXED, _FIXED_MAKER, _ATOM = range(8)
 _NUMPY_TEXT, _DTYPE_TEXT, _JOBLIB_TEXT = range(8, 11)  # atoms, too
 _ATOM_KIND = bytes([_ATOM])
 _JOBLIB_NAME = b"joblib.numpy_pickle"  # raw bytes of an array follow its objects
@@ -1679,7 +1679,7 @@ _DTYPE_NAMES = bytes([_NUMPY_TEXT, _DTYPE_TEXT])
 _MADE_KINDS = dict.fromkeys(_CODES.values(), _ATOM)
 for _kind, _names in {
     _BUILTIN: "EMPTY_LIST LIST EMPTY_DICT DICT EMPTY_SET BYTEARRAY8",
-    _NAMED: "STACK_GLOBAL",
+    _VALUE: "STACK_GLOBAL",
     _RESULT: "FROZENSET REDUCE NEWOBJ NEWOBJ_EX OBJ INST",
 }.items():
     _MADE_KINDS.update(dict.fromkeys(_codes(_names), _kind))
@@ -2046,20 +2046,20 @@ class PickleIndex:
         """
         number = bisect_left(self._held_heights, height)
         is_holding = number < len(self._held_heights)
-        if not is_holding and min(self._kinds[height:], default=_ATOM) > _VALUE:
+        if not is_holding and min(self._kinds[height:], default=_ATOM) > _TUPLE:
             self._last_tuple = (span_start, _NO_IDS)
             return _VALUE
-        made, fetched, values = self._find_direct(height)
+        made, fetched, tuples = self._find_direct(height)
         self._last_tuple = (span_start, fetched)
         start = self._held_starts[number] if is_holding else len(self._held_ids)
         del self._held_heights[number:], self._held_starts[number:]
         self._held_ids += made
-        self._held_ids.extend([~memo_id for memo_id in fetched + values])
+        self._held_ids.extend([~memo_id for memo_id in fetched + tuples])
         if start < len(self._held_ids):
             self._held_heights.append(height)
             self._held_starts.append(start)
         n_changeable = sum(item <= _BUILTIN for item in self._kinds[height:])
-        return _RESULT if n_changeable > len(fetched) else _VALUE
+        return _RESULT if n_changeable > len(fetched) else _TUPLE
 
     # What is changed together shares a span.
 
@@ -2104,12 +2104,12 @@ class PickleIndex:
         Where one thing fetches what another has made inside itself, or a tuple that may lead to it,
         all that was made there is: whatever else holds that must not be had without the change.
         """
-        made, fetched, values = self._find_direct(height)
+        made, fetched, tuples = self._find_direct(height)
         held = self._find_held(height)
-        if not (fetched or values or held):
+        if not (fetched or tuples or held):
             return made, fetched
         start = self._start_of(self._stack[height])
-        others = itertools.chain(fetched, values, (~item for item in held if item < 0))
+        others = itertools.chain(fetched, tuples, (~item for item in held if item < 0))
         if any(self.defined[memo_id] >= start for memo_id in others):
             return self._changeable_since(start), fetched
         return made + array.array("q", [item for item in held if item >= 0]), fetched
@@ -2129,16 +2129,16 @@ class PickleIndex:
         """Return ids of what lies from this height on: made and fetched, which can be changed; and
         of fetched tuples, which cannot, but may lead to what can.
         """
-        if min(self._kinds[height:], default=_ATOM) > _VALUE:
+        if min(self._kinds[height:], default=_ATOM) > _TUPLE:
             return _NO_IDS, _NO_IDS, _NO_IDS
-        made, fetched, values = array.array("q"), array.array("q"), array.array("q")
+        made, fetched, tuples = array.array("q"), array.array("q"), array.array("q")
         for entry, kind in zip(self._stack[height:], self._kinds[height:]):
-            if entry < 0 and kind <= _VALUE:
+            if entry < 0 and kind <= _TUPLE:
                 if ~entry >= _FETCHED:
-                    (fetched if kind <= _BUILTIN else values).append(self._id_of(entry))
+                    (fetched if kind <= _BUILTIN else tuples).append(self._id_of(entry))
                 elif kind <= _BUILTIN:
                     made.append(~entry)
-        return made, fetched, values
+        return made, fetched, tuples
 
     def _note_call(self, code: int, height: int, span_start: int, end: int) -> int:
         """Return the entry for the result of a call.
@@ -2359,9 +2359,9 @@ class PickleIndex:
         """Remove all from this height on, but note what can be changed by way of what follows."""
         if self._popped < 0:
             self._popped_ids = array.array("q")
-        made, fetched, values = self._find_direct(height)
+        made, fetched, tuples = self._find_direct(height)
         self._popped_ids += made + self._find_held(height)
-        self._popped_ids.extend([~memo_id for memo_id in fetched + values])
+        self._popped_ids.extend([~memo_id for memo_id in fetched + tuples])
         self._drop(height)
 
     def _is_made_again(self, popped_start: int, next_id: int) -> bool:
