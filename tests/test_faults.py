@@ -44,6 +44,7 @@ pytestmark = [needs_strace, pytest.mark.sampled]
 FORMATS = [pytest.param(True, id="gz"), pytest.param(False, id="plain")]
 
 EFFECTS = ("error=EIO", "error=ENOSPC", "signal=SIGKILL", "signal=SIGTERM")
+TAKE_NO_SPACE = ("utimensat", "futimesat", "fadvise64", "flock", *UNLINKS)
 SAMPLE = 5  # of each sweep
 TRACE_BYTES = 600_000  # so that a part, and the source, take more than one write or read of 1 MiB
 
@@ -155,7 +156,9 @@ def all_faults(calls: Sequence[Call]) -> list[Fault]:
         Fault(call, path, when, effect)
         for call, path, when in find_sites(calls)
         for effect in EFFECTS
-        if call != "read" or effect == "error=EIO"  # a read changes nothing: only that it can fail
+        # A read changes nothing: only that it can fail.  And only what takes space can lack it.
+        if effect == "error=EIO" or call != "read"
+        if effect != "error=ENOSPC" or call not in TAKE_NO_SPACE
     ]
     return [fault for fault in faults if not read_only_close(fault, calls)]
 
