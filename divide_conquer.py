@@ -1160,16 +1160,14 @@ class Source:
         self.path = path
         self.stem = stem
         self._progress = progress
+        self._fd = -1
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for its writer
                 raise LoadError(path, "no es un archivo normal", "indica un archivo .pkl o .pkl.gz")
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            try:
-                status = os.fstat(self._fd)
-            except OSError:
-                self.close()
-                raise
+            status = os.fstat(self._fd)
         except OSError as error:
+            self.close()
             raise load_error(path, error) from error
         self.identity = FileIdentity.of(status)
         self.mode = status.st_mode
@@ -1953,6 +1951,10 @@ class PickleIndex:
         if len(self._stack) - n_objects < (self._marks[-1][0] if self._marks else 0):
             self._misuse(start)
 
+    def _has_objects(self) -> bool:
+        """Return whether any lie on the stack above the last MARK."""
+        return len(self._stack) > (self._marks[-1][0] if self._marks else 0)
+
     def _push(self, code: int, start: int, end: int, argument: bytes) -> None:
         if not self._stack:
             self._begin_object(code)
@@ -2179,8 +2181,7 @@ class PickleIndex:
         height, _ = self._pop_mark(start)
         if code == _SETITEMS and (len(self._stack) - height) % 2:
             self._misuse(start)
-        if height <= (self._marks[-1][0] if self._marks else 0):  # nothing is below
-            self._misuse(start)
+        self._need(len(self._stack) - height + 1, start)
         self._extend(code, height, start, end)
 
     def _extend(self, code: int, height: int, start: int, end: int) -> None:
@@ -2312,9 +2313,8 @@ class PickleIndex:
             following = following[_WIDTHS[_FRAME] :]
         if not following:
             raise EOFError("the pickle has no end")
-        fetches = following[0] in _GETS
         next_id = -1
-        if fetches:
+        if following[0] in _GETS:
             argument = following[1 : _WIDTHS[following[0]] or None]
             next_id = self._id_named(_read_memo_id(following[0], argument))
         is_effect = may_be_effect = is_beneath = False
@@ -2327,7 +2327,7 @@ class PickleIndex:
             entry = self._stack[-1]
             popped_start = self._start_of(entry)
             self._throw_away(len(self._stack) - 1)
-            is_beneath = len(self._stack) > (self._marks[-1][0] if self._marks else 0)
+            is_beneath = self._has_objects()
             if ~entry in self._amending and is_beneath and self._popped < 0:
                 self._amending.remove(~entry)
                 self._keep_apart()
@@ -2397,8 +2397,7 @@ class PickleIndex:
         _, _, fetched = self._last_call
         if fetched is None:
             self.refuse(_NOT_COPYABLE)
-        floor = self._marks[-1][0] if self._marks else 0
-        is_beneath = len(self._stack) > floor and self._kinds[-1] <= _BUILTIN
+        is_beneath = self._has_objects() and self._kinds[-1] <= _BUILTIN
         beneath = self._id_of(self._stack[-1]) if is_beneath else -1
         changed = {other for other in fetched if not self._are_one(beneath, other)}
         if changed:
