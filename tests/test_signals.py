@@ -333,7 +333,7 @@ def test_ctrl_c_at_the_question_does_nothing(tmp_path: Path) -> None:
 
 
 N_MOMENTS = 35 if ALL_FAULTS else 10  # of each signal and mode: 210 in all, or 20 of the sample
-RUN_TRACE_BYTES = 2_000_000  # so that a run takes about a second
+RUN_TRACE_BYTES = 1_000_000  # so that a part is of two blocks
 MOMENTS: Counter[str] = Counter()
 
 
