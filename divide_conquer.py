@@ -60,7 +60,7 @@ import threading
 import time
 import traceback
 import zlib
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -1665,10 +1665,11 @@ _SCALAR_RUN = re.compile(b"(?:%s){1,1000}" % _ANY_SCALAR, re.DOTALL)
 
 # What kind of object an opcode makes.  Of a call's RESULT nothing is known, but that it is FIXED if
 # the MAKER is numpy.dtype, or makes the bytes of protocol 2; a ROW is no object.  Up to BUILTIN an
-# object can be changed; a TUPLE cannot, but has fetched what can; a VALUE (a class, or a tuple of
-# atoms) leads to nothing that can be changed; from ATOM on it fetches nothing.
-_ROW, _RESULT, _BUILTIN, _TUPLE, _VALUE, _FIXED, _FIXED_MAKER, _ATOM = range(8)
-_NUMPY_TEXT, _DTYPE_TEXT, _JOBLIB_TEXT = range(8, 11)  # atoms, too
+# object can be changed, or is a FULL tuple, of what was made in it and can be changed; a TUPLE has
+# only fetched such; a VALUE (a class, or a tuple of atoms) leads to nothing that can be changed;
+# from ATOM on it fetches nothing.
+_ROW, _RESULT, _FULL, _BUILTIN, _TUPLE, _VALUE, _FIXED, _FIXED_MAKER, _ATOM = range(9)
+_NUMPY_TEXT, _DTYPE_TEXT, _JOBLIB_TEXT = range(9, 12)  # atoms, too
 _ATOM_KIND = bytes([_ATOM])
 _JOBLIB_NAME = b"joblib.numpy_pickle"  # raw bytes of an array follow its objects
 _TEXT_KINDS = {b"\x05numpy": _NUMPY_TEXT, b"\x05dtype": _DTYPE_TEXT, b"\x13jobli": _JOBLIB_TEXT}
@@ -1870,20 +1871,15 @@ class PickleIndex:
         self._stack = array.array("q")
         self._kinds = bytearray()  # of the stack's objects
         self._marks: list[tuple[int, int]] = []  # height of the stack and position
-        # Ids of what tuples on the stack lead to, also by tuples in them, and can be changed: made
-        # there, or ~id if fetched.  For each such tuple, its height and where its ids begin.
-        self._held_ids = array.array("q")
-        self._held_heights = array.array("q")
-        self._held_starts = array.array("q")
+        # Ids of what can be changed and belongs to no call yet, in their order.
+        self._free_ids = array.array("I")
         # The tuple that was last: where it begins, and what itself has fetched.
         self._last_tuple: tuple[int, array.array[int]] = (-1, _NO_IDS)
         # The call that was last: its end (or of the FRAME that follows), function and what it
         # fetched as arguments, if known.
         self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
-        # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.  And
-        # what it leads to: the fetch does, too, as a tuple does to its items.
+        # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.
         self._popped = -1
-        self._popped_ids = _NO_IDS
         self._popped_starts: dict[int, int] = {}  # by event
         self._begin_object(0)
         try:
@@ -2013,7 +2009,7 @@ class PickleIndex:
         entry, kind = span_start, _MADE_KINDS[code]
         n_objects = len(self._stack) - height
         if code in _TUPLES:
-            kind = self._hold(height, span_start)
+            kind = self._note_tuple(height, span_start)
         elif code in _CALLS:
             entry = self._note_call(code, height, span_start, end)
             if code != _INST and n_objects and self._kinds[height] == _FIXED_MAKER:
@@ -2022,10 +2018,7 @@ class PickleIndex:
             kind = _FIXED_MAKER
         elif code == _STACK_GLOBAL and self._kinds[height] == _JOBLIB_TEXT:
             raise LoadError(self._path, *JOBLIB)
-        if code in _TUPLES:  # what was held below is held on by it
-            del self._stack[height:], self._kinds[height:]
-        else:
-            self._drop(height)
+        self._drop(height)
         if not self._stack:
             self._begin_object(code, n_objects)
             if code == _LIST and n_objects:
@@ -2036,32 +2029,15 @@ class PickleIndex:
     def _drop(self, height: int) -> None:
         """Remove all from this height on from the stack."""
         del self._stack[height:], self._kinds[height:]
-        if self._held_heights and self._held_heights[-1] >= height:
-            number = bisect_left(self._held_heights, height)
-            del self._held_ids[self._held_starts[number] :]
-            del self._held_heights[number:], self._held_starts[number:]
 
-    def _hold(self, height: int, span_start: int) -> int:
-        """Note what a tuple of all from this height on leads to; return its kind.
-
-        What its tuples hold becomes its own where it lies: a chain of tuples costs no square.
-        """
-        number = bisect_left(self._held_heights, height)
-        is_holding = number < len(self._held_heights)
-        if not is_holding and min(self._kinds[height:], default=_ATOM) > _TUPLE:
-            self._last_tuple = (span_start, _NO_IDS)
-            return _VALUE
-        made, fetched, tuples = self._find_direct(height)
+    def _note_tuple(self, height: int, span_start: int) -> int:
+        """Note what a tuple of all from this height on has fetched; return its kind."""
+        fetched = self._find_fetched(height)
         self._last_tuple = (span_start, fetched)
-        start = self._held_starts[number] if is_holding else len(self._held_ids)
-        del self._held_heights[number:], self._held_starts[number:]
-        self._held_ids += made
-        self._held_ids.extend([~memo_id for memo_id in fetched + tuples])
-        if start < len(self._held_ids):
-            self._held_heights.append(height)
-            self._held_starts.append(start)
-        n_changeable = sum(item <= _BUILTIN for item in self._kinds[height:])
-        return _RESULT if n_changeable > len(fetched) else _TUPLE
+        kinds = self._kinds[height:]
+        if min(kinds, default=_ATOM) > _TUPLE:
+            return _VALUE
+        return _FULL if sum(kind <= _BUILTIN for kind in kinds) > len(fetched) else _TUPLE
 
     # What is changed together shares a span.
 
@@ -2070,7 +2046,10 @@ class PickleIndex:
         self.ends.append(end)
         self.defined.append(defined)
         self.kinds.append(kind)
-        return len(self.starts) - 1
+        memo_id = len(self.starts) - 1
+        if kind <= _BUILTIN:
+            self._free_ids.append(memo_id)
+        return memo_id
 
     def _new_row(self, start: int, end: int) -> int:
         """Return the id of a span that the opcode of now ends, and that no PUT names."""
@@ -2100,59 +2079,58 @@ class PickleIndex:
             if unit != whole:
                 self.ends[unit] = ~whole
 
-    def _find_changeable(self, height: int) -> tuple[array.array[int], array.array[int]]:
-        """Return ids of what can be changed from this height on: made, also in tuples; fetched.
-
-        Where one thing fetches what another has made inside itself, or a tuple that may lead to it,
-        all that was made there is: whatever else holds that must not be had without the change.
-        """
-        made, fetched, tuples = self._find_direct(height)
-        held = self._find_held(height)
-        if not (fetched or tuples or held):
-            return made, fetched
-        start = self._start_of(self._stack[height])
-        others = itertools.chain(fetched, tuples, (~item for item in held if item < 0))
-        if any(self.defined[memo_id] >= start for memo_id in others):
-            return self._changeable_since(start), fetched
-        return made + array.array("q", [item for item in held if item >= 0]), fetched
-
-    def _changeable_since(self, start: int) -> array.array[int]:
-        ids = range(bisect_left(self.defined, start), len(self.starts))
-        return array.array("q", [i for i in ids if self.kinds[i] <= _BUILTIN])
-
-    def _find_held(self, height: int) -> array.array[int]:
-        if not self._held_heights or self._held_heights[-1] < height:
+    def _find_fetched(self, height: int) -> array.array[int]:
+        """Return ids of what lies from this height on, can be changed, and was fetched."""
+        if min(self._kinds[height:], default=_ATOM) > _BUILTIN:
             return _NO_IDS
-        return self._held_ids[self._held_starts[bisect_left(self._held_heights, height)] :]
+        lying = zip(self._stack[height:], self._kinds[height:])
+        fetched = [self._id_of(e) for e, kind in lying if ~e >= _FETCHED and kind <= _BUILTIN]
+        return array.array("q", fetched)
 
-    def _find_direct(
-        self, height: int
-    ) -> tuple[array.array[int], array.array[int], array.array[int]]:
-        """Return ids of what lies from this height on: made and fetched, which can be changed; and
-        of fetched tuples, which cannot, but may lead to what can.
+    def _find_made(self, height: int) -> array.array[int]:
+        """Return ids of what lies from this height on, can be changed, and was made there.
+
+        Where a tuple may lead to what was made in it, or one thing fetches what another has made
+        inside itself, all that was made there is: whatever else holds that must not be had without
+        the change.
         """
         if min(self._kinds[height:], default=_ATOM) > _TUPLE:
-            return _NO_IDS, _NO_IDS, _NO_IDS
-        made, fetched, tuples = array.array("q"), array.array("q"), array.array("q")
+            return _NO_IDS
+        start = self._start_of(self._stack[height])
+        made = array.array("q")
         for entry, kind in zip(self._stack[height:], self._kinds[height:]):
-            if entry < 0 and kind <= _TUPLE:
-                if ~entry >= _FETCHED:
-                    (fetched if kind <= _BUILTIN else tuples).append(self._id_of(entry))
-                elif kind <= _BUILTIN:
-                    made.append(~entry)
-        return made, fetched, tuples
+            if kind > _TUPLE:
+                continue
+            memo_id = self._id_of(entry)
+            if ~entry >= _FETCHED:
+                leads_inside = self.defined[memo_id] >= start
+            else:
+                leads_inside = kind in (_FULL, _TUPLE)
+                made.append(memo_id)
+            if leads_inside:
+                return self._take_free(start)
+        return array.array("q", [memo_id for memo_id in made if memo_id >= 0])
+
+    def _take_free(self, start: int) -> array.array[int]:
+        """Return ids of all that was made since a position, but for what belongs to a call."""
+        number = bisect_left(self._free_ids, bisect_left(self.defined, start))
+        ids = self._free_ids[number:]
+        del self._free_ids[number:]
+        return ids
 
     def _note_call(self, code: int, height: int, span_start: int, end: int) -> int:
         """Return the entry for the result of a call.
 
-        It may change what was made as its argument, as cloudpickle before 1.3 fills a skeleton;
+        It may change what was made in its arguments, as cloudpickle before 1.3 fills a skeleton;
         so that belongs to the whole call.  Nothing is said of what it only fetches: nearly every
         object refers to others, and those that pickle makes so do not change them.
         """
         first = height if code == _INST else height + 1  # the function comes before
         function = self._stack[height] if code != _INST else 0
-        made, fetched = self._find_changeable(first)
-        known: Optional[array.array[int]] = fetched
+        made = _NO_IDS
+        if min(self._kinds[first:], default=_ATOM) <= _TUPLE:
+            made = self._take_free(self._start_of(self._stack[first]))
+        known: Optional[array.array[int]] = self._find_fetched(first)
         if code in _CALLS_OF_TUPLE:
             known = None  # of a tuple that is fetched, or made long before, nothing is known
             if self._last_tuple[0] == self._start_of(self._stack[first]):
@@ -2161,7 +2139,6 @@ class PickleIndex:
                 known = _NO_IDS
         elif code == _NEWOBJ_EX:  # the arguments by name are in a dict: all that is in it
             since = self._start_of(self._stack[first])
-            made = made + self._changeable_since(since)
             others = self.event_ids[slice(*self._events_between(since, end))]
             known = array.array("q", [i for i in others if i >= 0 and self.kinds[i] <= _BUILTIN])
         self._last_call = (end, function, known)
@@ -2192,13 +2169,14 @@ class PickleIndex:
         """
         made = _NO_IDS
         if code == _BUILD or self._kinds[height - 1] == _RESULT:
-            made, _ = self._find_changeable(height)
+            made = self._find_made(height)
         if height == 1 and self._is_list(height):
             self.trace_starts.extend(map(self._start_of, self._stack[height:]))
             self.group_stops.append(len(self.trace_starts))
             self.group_ends.append(start)
             if code not in _APPENDING:
                 self._list_problem = _UNUSUAL_LIST
+            del self._free_ids[:]  # no call can begin before them any more
         self._drop(height)
         if not made:
             self._extend_span(end)
@@ -2224,6 +2202,7 @@ class PickleIndex:
             self._kinds[-1] = _RESULT
             if memo_id >= 0 and self.kinds[memo_id] != _ROW:
                 self.kinds[memo_id] = _RESULT
+                insort(self._free_ids, memo_id)
 
     # The memo.
 
@@ -2288,10 +2267,6 @@ class PickleIndex:
                 self.refuse(_NOT_COPYABLE)
             self._popped_starts[event] = self._popped
             self._popped = -1
-            if self._popped_ids:
-                self._held_heights.append(len(self._stack))
-                self._held_starts.append(len(self._held_ids))
-                self._held_ids += self._popped_ids
         self.event_positions.append(start)
         self.event_ids.append(memo_id)
         if not self._stack:
@@ -2321,12 +2296,12 @@ class PickleIndex:
         if self._marks and (code != _POP or self._marks[-1][0] == len(self._stack)):
             height, popped_start = self._marks.pop()
             may_be_effect = min(self._kinds[height:], default=_ATOM) <= _BUILTIN
-            self._throw_away(height)
+            self._drop(height)
         else:
             self._need(1 if code == _POP else sys.maxsize, start)
             entry = self._stack[-1]
             popped_start = self._start_of(entry)
-            self._throw_away(len(self._stack) - 1)
+            self._drop(len(self._stack) - 1)
             is_beneath = self._has_objects()
             if ~entry in self._amending and is_beneath and self._popped < 0:
                 self._amending.remove(~entry)
@@ -2354,15 +2329,6 @@ class PickleIndex:
         self._kinds[-1] = min(self._kinds[-1], _VALUE)  # a PUT would take it into the span
         if self._is_list(len(self._stack)):  # between two traces, no sub-batch would take it
             self._list_problem = _UNUSUAL_LIST
-
-    def _throw_away(self, height: int) -> None:
-        """Remove all from this height on, but note what can be changed by way of what follows."""
-        if self._popped < 0:
-            self._popped_ids = array.array("q")
-        made, fetched, tuples = self._find_direct(height)
-        self._popped_ids += made + self._find_held(height)
-        self._popped_ids.extend([~memo_id for memo_id in fetched + tuples])
-        self._drop(height)
 
     def _is_made_again(self, popped_start: int, next_id: int) -> bool:
         """Return whether the last call has made once more what the next opcode fetches.

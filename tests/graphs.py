@@ -164,10 +164,12 @@ class Kid(Plain):
 
 
 def find_kid(pair: Any) -> Kid:
-    """Return the object that is first in a tuple and the tuples in it, or last behind a list."""
-    while isinstance(pair, tuple):
-        pair = pair[-1 if isinstance(pair[0], list) else 0]
-    assert isinstance(pair, Kid)
+    """Return the kid that is first in all that lies around it, or in a tuple last behind a list."""
+    while not isinstance(pair, Kid):
+        if isinstance(pair, dict):
+            pair = pair["kid"]
+        else:
+            pair = pair[-1 if isinstance(pair, tuple) and isinstance(pair[0], list) else 0]
     return pair
 
 
@@ -367,11 +369,13 @@ def make_changing(rng: random.Random, kids: list[Any], pool: list[Any]) -> Any:
     kid = Kid()
     kid.__dict__.update({f"a{i}": item for i, item in enumerate(kids)})
     box = [kid, *kids]
-    pair = rng.choice(
-        [kid, (kid,), (kid, *kids), ((kid, *kids),), ((kid,), *kids), (box, kid), ((box, kid),)]
-    )
-    pool += [kid, pair]
+    pairs: list[Any] = [kid, (kid,), (kid, *kids), ((kid, *kids),), ((kid,), *kids)]
+    pairs += [(box, kid), ((box, kid),)]
     made: Any = rng.choice(CHANGING)()
+    if not isinstance(made, (list, dict)):  # those change what they get, but nothing that is in it
+        pairs += [box, [box], {"kid": kid}, ({"kid": kid}, *kids), [({"kid": box},)]]
+    pair = rng.choice(pairs)
+    pool += [kid, pair]
     if isinstance(made, list):
         list.extend(made, [pair, *kids])
     elif isinstance(made, dict):

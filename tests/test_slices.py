@@ -355,6 +355,18 @@ def test_what_an_object_changes_as_it_is_made_belongs_to_it(make: Any, protocol:
             assert_slices(data, n)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("hide", [lambda kid: [kid], lambda kid: [({"kid": [kid]},)]])
+def test_what_a_call_changes_may_lie_anywhere_in_its_arguments(hide: Any, protocol: int) -> None:
+    for dump in (pickle.dumps, graphs.dump_python):
+        kid, around = graphs.Kid(), graphs.Changing()
+        around.pair = hide(kid)
+        data = dump([around, kid, [kid], around.pair], protocol)
+        assert vars(pickle.loads(data)[1])
+        for n in (1, 2, 3):
+            assert_slices(data, n)
+
+
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_what_a_tuple_leads_to_is_changed_though_only_the_tuple_is_memoized(protocol: int) -> None:
     """pickletools.optimize leaves out the PUTs that nothing fetches: here of the kid."""
