@@ -1829,7 +1829,7 @@ class PickleIndex:
     *rows* between them: ids of spans that nobody memoizes, but that others belong to or are changed
     by.  Of an id: starts and ends of its span, defined where, kind.  An end below 0 is ~id of the
     id whose span is also this one's (see unit_of).  Of a fetch, and of a FRAME (id -1): position
-    and id.  Arrays, because there may be millions: 25 bytes an id, 16 a fetch.
+    and id.  Arrays, because there may be millions: 25 bytes an id, 29 while it is free, 16 a fetch.
 
     An entry of the stack is the start of an object's span; ~id once it is memoized; and
     ~(_FETCHED + n) for what event n has fetched:
