@@ -2836,7 +2836,7 @@ class SetState(enum.Enum):
 
 
 class _FoundSet(NamedTuple):
-    """The files of one set, each kind sorted by number; problem: Spanish, what does not fit."""
+    """The files of one set, each kind sorted by name; problem: Spanish, what does not fit."""
 
     state: SetState
     finals: list[Path]
@@ -2882,8 +2882,7 @@ def _find_problem(finals: Sequence[Path], original: FileIdentity) -> str:
 
 
 def _number(path: Path) -> int:
-    match = SUB_BATCH_NAME.fullmatch(path.name)
-    return int(match["number"]) if match else -1
+    return int(path.name.rpartition("_sub")[2].partition(".")[0])
 
 
 def find_set(output_dir: Path, stem: str, original: FileIdentity) -> _FoundSet:
@@ -2894,9 +2893,8 @@ def find_set(output_dir: Path, stem: str, original: FileIdentity) -> _FoundSet:
         # Not glob: a stem may hold *, ? or [, and a_sub0000_sub0000 is not of a.
         if (match := SUB_BATCH_NAME.fullmatch(name)) and match["stem"] == stem:
             (parts if match["part"] else finals).append(output_dir / name)
-    for paths in (finals, parts):
-        paths.sort()  # equal numbers, of two suffixes, are to stand in one order, too
-        paths.sort(key=_number)
+    finals.sort()
+    parts.sort()
     problem = ""
     if not finals:
         state = SetState.ABSENT
@@ -3434,7 +3432,7 @@ class _Comparison:
 
     def write(self, data: Any) -> None:
         if self.is_equal:
-            self.is_equal = self._stream.read(len(data)) == bytes(data)
+            self.is_equal = self._stream.read(len(data)) == data
 
 
 def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) -> int:
@@ -4061,7 +4059,7 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # at run time it takes no arguments
     @property
     def format_dict(self) -> dict[str, Any]:
         shown = dict(super().format_dict)
-        done, total, elapsed = shown["n"], shown["total"] or 0, shown["elapsed"]
+        done, total, elapsed = shown["n"], shown["total"], shown["elapsed"]
         speed = shown["rate"] or (done / elapsed if elapsed else 0)
         return {
             **shown,

@@ -484,6 +484,15 @@ def test_a_parent_of_a_new_folder_that_cannot_be_synced_keeps_the_original(
     assert "original conservado" in run.err
 
 
+def test_a_new_folder_whose_name_cannot_be_synced_is_removed_again(tmp_path: Path) -> None:
+    """The next source makes it, and syncs its name, again."""
+    box = start_fresh(tmp_path / "box", (), True)
+    run = traced(box, Fault("fsync", "out", 1, "error=EIO"))
+    assert run.code == 1
+    assert_honest_end(box, run.code, run.err)
+    assert not box.output.exists()
+
+
 class Harmless(NamedTuple):
     call: str
     path: str

@@ -22,15 +22,15 @@ import divide_conquer
 from divide_conquer import Interrupted, Phase, SplitError, split_file
 
 # Where one more exception, while the first is handled, may leave what the next run clears.
-CLEANING = {"__exit__", "_roll_back", "_unlock", "_remove", "_is_ours", "_is_first", "close"}
+CLEANING = {"__exit__", "_roll_back", "_remove", "_is_ours", "close"}
 
 
 @contextlib.contextmanager
 def interrupted_at(line: int) -> Iterator[list[int]]:
     """Raise KeyboardInterrupt before the line-th line that this thread runs of what makes a set."""
     seen = [0]
-    watched = {"publish", "_rename", "create_part", "resolve", "save_parts", "validate_parts"}
-    watched |= {"split_file", "_sync_folder"}
+    watched = {"publish", "_rename", "create_part", "resolve", "_save_parts", "validate_parts"}
+    watched |= {"split_file", "sync_folder"}
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
         if frame.f_code.co_filename != divide_conquer.__file__:
