@@ -3058,7 +3058,7 @@ def _remove(paths: Sequence[Path]) -> list[Path]:
         try:
             os.unlink(path)
         except FileNotFoundError:
-            pass  # a part that has its final name already, or was never created
+            pass  # somebody else was faster
         except OSError:
             stuck.append(path)
     return stuck
@@ -3111,8 +3111,6 @@ class StemLock:
                 self.is_held = True
                 return
             os.close(self._fd)
-            if not is_locked:
-                break
         raise OutputError(
             self._source,
             "otro proceso lo está dividiendo en la misma carpeta de salida",
@@ -3123,7 +3121,7 @@ class StemLock:
         """Return whether the lock has still its name: who took it away may run in our place."""
         try:
             return _names_open_file(self._path, self._fd)
-        except OSError:
+        except OSError:  # who cannot tell removes nothing of others
             return False
 
 
@@ -3275,7 +3273,7 @@ class OutputSet:
                     parts.insert(0, part)
                 sync_folder(self.folder)  # or a power cut might keep number 0 alone
             except OSError:
-                return [first, *finals]
+                return [first if os.path.lexists(first) else part, *finals]
         first_part, other_parts = parts[:1], parts[1:]
         leftovers = _remove(finals) + _remove(other_parts[::-1])
         # Part 0 tells the next run that it may clear the rest, so it stays as long as a final does.
@@ -3450,7 +3448,7 @@ def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) ->
         pairs = enumerate(zip(expected, found), start=first)
         number = next((n for n, (a, b) in pairs if not are_alike([a], [b], tick)), None)
     except BaseException as error:  # __reduce__ of a trace is foreign code
-        if isinstance(error, SplitError) or (reason := explain_dump(error)) is None:
+        if (reason := explain_dump(error)) is None:
             raise
         problem = f"{final.name} no se puede comparar: {reason.problem}"
         raise VerificationError(final, problem, reason.hint) from error
