@@ -43,6 +43,7 @@ def test_dry_run_leaves_stale_parts_and_tells_what_would_be_skipped(folders: Fol
     write_batch(folders.source / "b.pkl.gz", [4])
     assert split("-i", folders.source / "a.pkl.gz", "-o", folders.output).returncode == 0
     (folders.output / "b_sub0000.pkl.gz.part").write_bytes(b"x" * 100)
+    (folders.output / "c_sub0000.pkl.gz.part").symlink_to("gone")
     before = snapshot(folders.source.parent)
     done = split(*folders.args("--dry-run", "--skip-existing", "--yes"))
     assert done.returncode == 0
@@ -165,6 +166,13 @@ def test_a_dry_run_tries_the_output_folder(
     assert dry.stderr.startswith(problem)
     assert "  Qué hacer: comprueba el espacio (df -h) y los permisos" in dry.stderr
     assert snapshot(tmp_path) == before
+
+
+def test_a_dry_run_finds_that_the_disk_behind_a_link_is_not_there(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "a.pkl", [1])
+    (tmp_path / "out").symlink_to("nowhere")
+    dry = split("-i", source, "-o", tmp_path / "out", "--dry-run")
+    assert_fails(dry, "no se puede escribir en la carpeta de salida (el archivo no existe)")
 
 
 @pytest.mark.parametrize(
