@@ -3260,9 +3260,7 @@ class OutputSet:
         finals = [path for path in found.finals if self._is_ours(path)]
         # While the lock is ours, so is every part: one may have been made, but not noted.
         parts = [path for path in found.parts if owns_stem or self._is_ours(path)]
-        was_published = bool(finals)
-        # Number 0, unless another run's file has the same number under the other suffix.
-        if finals and finals[0] == found.finals[0] and _number(finals[0]) == 0:
+        if finals and _number(finals[0]) == 0:
             first = finals.pop(0)
             part = first.with_name(first.name + PART_SUFFIX)
             try:
@@ -3279,9 +3277,8 @@ class OutputSet:
         # Part 0 tells the next run that it may clear the rest, so it stays as long as a final does.
         if any(map(self._is_ours, finals)):
             return leftovers + first_part
-        if was_published:
-            with contextlib.suppress(OSError):  # the first error is told
-                sync_folder(self.folder)
+        with contextlib.suppress(OSError):  # the first error is told
+            sync_folder(self.folder)
         return leftovers + _remove(first_part)
 
 
