@@ -4354,11 +4354,10 @@ def describe_plan(
         lines.append(f"A eliminar, ya validados: {originals} ({total}).")
     needed = needed_disk_bytes(plan, output_dir, delete_original=delete_original)
     if needed:
-        free = free_disk_bytes(output_dir)
         about = "unos" if compress else "al menos"  # what gzip has saved so far is not known
-        lines.append(
-            f"Espacio: {format_size(free)} libres; harán falta {about} {format_size(needed)}."
-        )
+        with contextlib.suppress(OSError):  # the disk does not tell
+            free = format_size(free_disk_bytes(output_dir))
+            lines.append(f"Espacio: {free} libres; harán falta {about} {format_size(needed)}.")
     gzip = "sin isal; con él va más rápido (pip install isal)"
     if deflate_library is not zlib:
         gzip = "con isal"

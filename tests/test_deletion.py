@@ -55,6 +55,8 @@ def test_skipped_source_is_never_deleted(folders: Folders) -> None:
     assert "AVISO a.pkl.gz: original conservado: ya estaba dividido" in done.stderr
     assert names(folders.source) == ["a.pkl.gz"]
     assert names(folders.output) == sub_names("a", 1) + sub_names("b", 1)
+    # Where nothing is to go, nothing is asked.
+    assert split(*folders.args("--skip-existing", "--delete-original")).returncode == 0
 
 
 def test_only_what_was_to_be_deleted_from_the_start_is_deleted(folders: Folders) -> None:
@@ -149,6 +151,7 @@ def test_question_lists_the_files_and_their_total_size(folders: Folders) -> None
     for name, size in sizes.items():
         assert f"{name} ({round(size / 1000, 2):g} kB)" in question
     assert f"2 originales ({round(sum(sizes.values()) / 1000, 2):g} kB)" in question
+    assert "cada uno cuando sus sub-batches estén validados" in question
     assert "done.pkl" not in question
 
 
