@@ -2802,7 +2802,7 @@ class SetState(enum.Enum):
 
 
 class _FoundSet(NamedTuple):
-    """The files of one set, each kind sorted by number; problem: Spanish, what does not fit."""
+    """The files of one set, each kind sorted by name; problem: Spanish, what does not fit."""
 
     state: SetState
     finals: list[Path]
@@ -2848,8 +2848,7 @@ def _find_problem(finals: Sequence[Path], original: FileIdentity) -> str:
 
 
 def _number(path: Path) -> int:
-    match = SUB_BATCH_NAME.fullmatch(path.name)
-    return int(match["number"]) if match else -1
+    return int(path.name.rpartition("_sub")[2].partition(".")[0])
 
 
 def find_set(output_dir: Path, stem: str, original: FileIdentity) -> _FoundSet:
@@ -2860,9 +2859,8 @@ def find_set(output_dir: Path, stem: str, original: FileIdentity) -> _FoundSet:
         # Not glob: a stem may hold *, ? or [, and a_sub0000_sub0000 is not of a.
         if (match := SUB_BATCH_NAME.fullmatch(name)) and match["stem"] == stem:
             (parts if match["part"] else finals).append(output_dir / name)
-    for paths in (finals, parts):
-        paths.sort()  # equal numbers, of two suffixes, are to stand in one order, too
-        paths.sort(key=_number)
+    finals.sort()
+    parts.sort()
     problem = ""
     if not finals:
         state = SetState.ABSENT
@@ -3026,7 +3024,7 @@ def _remove(paths: Sequence[Path]) -> list[Path]:
         try:
             os.unlink(path)
         except FileNotFoundError:
-            pass  # a part that has its final name already, or was never created
+            pass  # somebody else was faster
         except OSError:
             stuck.append(path)
     return stuck
@@ -3079,8 +3077,6 @@ class StemLock:
                 self.is_held = True
                 return
             os.close(self._fd)
-            if not is_locked:
-                break
         raise OutputError(
             self._source,
             "otro proceso lo está dividiendo en la misma carpeta de salida",
@@ -3091,7 +3087,7 @@ class StemLock:
         """Return whether the lock has still its name: who took it away may run in our place."""
         try:
             return _names_open_file(self._path, self._fd)
-        except OSError:
+        except OSError:  # who cannot tell removes nothing of others
             return False
 
 
@@ -3230,9 +3226,7 @@ class OutputSet:
         finals = [path for path in found.finals if self._is_ours(path)]
         # While the lock is ours, so is every part: one may have been made, but not noted.
         parts = [path for path in found.parts if owns_stem or self._is_ours(path)]
-        was_published = bool(finals)
-        # Number 0, unless another run's file has the same number under the other suffix.
-        if finals and finals[0] == found.finals[0] and _number(finals[0]) == 0:
+        if finals and _number(finals[0]) == 0:
             first = finals.pop(0)
             part = first.with_name(first.name + PART_SUFFIX)
             try:
@@ -3243,15 +3237,14 @@ class OutputSet:
                     parts.insert(0, part)
                 sync_folder(self.folder)  # or a power cut might keep number 0 alone
             except OSError:
-                return [first, *finals]
+                return [first if os.path.lexists(first) else part, *finals]
         first_part, other_parts = parts[:1], parts[1:]
         leftovers = _remove(finals) + _remove(other_parts[::-1])
         # Part 0 tells the next run that it may clear the rest, so it stays as long as a final does.
         if any(map(self._is_ours, finals)):
             return leftovers + first_part
-        if was_published:
-            with contextlib.suppress(OSError):  # the first error is told
-                sync_folder(self.folder)
+        with contextlib.suppress(OSError):  # the first error is told
+            sync_folder(self.folder)
         return leftovers + _remove(first_part)
 
 
@@ -3400,7 +3393,7 @@ class _Comparison:
 
     def write(self, data: Any) -> None:
         if self.is_equal:
-            self.is_equal = self._stream.read(len(data)) == bytes(data)
+            self.is_equal = self._stream.read(len(data)) == data
 
 
 def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) -> int:
@@ -3418,7 +3411,7 @@ def _compare_loaded(traces: list[Any], final: Path, first: int, meter: Meter) ->
         pairs = enumerate(zip(expected, found), start=first)
         number = next((n for n, (a, b) in pairs if not are_alike([a], [b], tick)), None)
     except BaseException as error:  # __reduce__ of a trace is foreign code
-        if isinstance(error, SplitError) or (reason := explain_dump(error)) is None:
+        if (reason := explain_dump(error)) is None:
             raise
         problem = f"{final.name} no se puede comparar: {reason.problem}"
         raise VerificationError(final, problem, reason.hint) from error
@@ -4027,7 +4020,7 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # at run time it takes no arguments
     @property
     def format_dict(self) -> dict[str, Any]:
         shown = dict(super().format_dict)
-        done, total, elapsed = shown["n"], shown["total"] or 0, shown["elapsed"]
+        done, total, elapsed = shown["n"], shown["total"], shown["elapsed"]
         speed = shown["rate"] or (done / elapsed if elapsed else 0)
         return {
             **shown,
@@ -4327,11 +4320,10 @@ def describe_plan(
         lines.append(f"A eliminar, ya validados: {originals} ({total}).")
     needed = needed_disk_bytes(plan, output_dir, delete_original=delete_original)
     if needed:
-        free = free_disk_bytes(output_dir)
         about = "unos" if compress else "al menos"  # what gzip has saved so far is not known
-        lines.append(
-            f"Espacio: {format_size(free)} libres; harán falta {about} {format_size(needed)}."
-        )
+        with contextlib.suppress(OSError):  # the disk does not tell
+            free = format_size(free_disk_bytes(output_dir))
+            lines.append(f"Espacio: {free} libres; harán falta {about} {format_size(needed)}.")
     gzip = "sin isal; con él va más rápido (pip install isal)"
     if deflate_library is not zlib:
         gzip = "con isal"

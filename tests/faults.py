@@ -270,13 +270,13 @@ def _log_path(box: Box) -> Path:
     return box.root.with_name(box.root.name + ".strace")
 
 
-def traced(box: Box, *faults: Fault, watch_all: bool = False, delete: bool = True) -> Run:
+def traced(box: Box, *faults: Fault, watch: Sequence[str] = (), delete: bool = True) -> Run:
     """Run the script on box under strace, with these faults injected (none: only recorded).
 
-    watch_all: record the calls on all files, and count K over all files, not only those of faults.
+    watch: record the calls on these files, and count K over them, too, not only those of faults.
     """
     log_path = _log_path(box)
-    watched = box.watched if watch_all or not faults else [box.root / f.path for f in faults]
+    watched = [box.root / path for path in (*watch, *(f.path for f in faults))] or box.watched
     process = _start(box, _strace(watched, log_path, faults), delete)
     out, err = _finish(process)
     assert log_path.exists(), f"strace did not begin: {err}"

@@ -13,6 +13,7 @@ from helpers import (
     SCRIPT,
     Folders,
     Mode,
+    assert_fails,
     environment,
     load_set,
     modes,
@@ -148,6 +149,7 @@ def test_wrong_usage_is_exit_2_and_touches_nothing(
         pytest.param(
             "-i sub/*.pkl -o out", "Usa --input sub --pattern '*.pkl', con comillas", id="glob-in"
         ),
+        pytest.param("-i . x.pickle -o out", "Usa --input . --pattern '*'", id="other-file"),
         pytest.param("-i . -o out --pattern *.pkl.gz", "Usa --pattern '*.pkl.gz'", id="pattern"),
         pytest.param("-i . -o out --skip-exsting", "¿Querías decir --skip-existing?", id="typo"),
         pytest.param("-i . -o out --no_compress", "¿Querías decir --no-compress?", id="underscore"),
@@ -183,7 +185,7 @@ def test_a_slip_of_the_hand_is_answered_with_what_was_meant(
 
 def test_what_resembles_nothing_gets_no_hint(tmp_path: Path) -> None:
     write_batch(tmp_path / "a.pkl", [1])
-    done = split("-i", tmp_path, "-o", tmp_path / "out", "--xyzzy", "-Q", "stray")
+    done = split("-i", tmp_path, "-o", tmp_path / "out", "-qy", "--xyzzy", "-Q", "stray")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("argumentos desconocidos: --xyzzy -Q stray")
 
@@ -250,15 +252,19 @@ def test_a_pattern_with_a_folder_is_told_how_to_be_two_options(tmp_path: Path) -
     assert split("-i", tmp_path / "in" / "sub", *args, "*.pkl").returncode == 0
 
 
-def test_a_folder_that_only_holds_folders_names_those_with_batches(tmp_path: Path) -> None:
-    for name in ("one", "two"):
+def test_a_folder_that_only_holds_folders_names_those_with_batches(
+    tmp_path: Path, unprivileged: tuple[str, ...]
+) -> None:
+    for name in ("one", "two", "zero"):
         write_batch(tmp_path / "in" / name / "a.pkl.gz", [1])
     (tmp_path / "in" / "empty").mkdir()
-    done = split("-i", tmp_path / "in", "-o", tmp_path / "out")
+    (tmp_path / "in" / "notes.txt").touch()
+    (tmp_path / "in" / "locked").mkdir(mode=0)
+    done = split("-i", tmp_path / "in", "-o", tmp_path / "out", prefix=unprivileged)
     assert done.returncode == 1
     assert (
-        "Qué hacer: las subcarpetas no se miran y aquí sí hay batches en one, two: indica una con "
-        f"--input {tmp_path / 'in' / 'one'}.\n"
+        "Qué hacer: las subcarpetas no se miran y aquí sí hay batches en one, two, zero: indica "
+        f"una con --input {tmp_path / 'in' / 'one'}.\n"
     ) in done.stderr
 
 
@@ -291,6 +297,16 @@ def test_an_empty_folder_is_only_asked_for(tmp_path: Path) -> None:
     done = split("-i", tmp_path / "in", "-o", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.endswith("\n  Qué hacer: revisa --input y --pattern.\n")
+
+
+def test_folder_whose_files_cannot_be_looked_at_is_only_asked_for(
+    tmp_path: Path, unprivileged: tuple[str, ...]
+) -> None:
+    write_batch(tmp_path / "in" / "x.pickle", [1])
+    (tmp_path / "in").chmod(0o400)
+    done = split("-i", tmp_path / "in", "-o", tmp_path / "out", prefix=unprivileged)
+    (tmp_path / "in").chmod(0o700)
+    assert_fails(done, "no hay archivos .pkl ni .pkl.gz", "revisa --input y --pattern")
 
 
 def test_folder_with_the_name_of_a_batch_is_no_input(tmp_path: Path) -> None:

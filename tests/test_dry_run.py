@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from faults import under_strace
 from helpers import (
     Folders,
     Mode,
@@ -43,6 +44,7 @@ def test_dry_run_leaves_stale_parts_and_tells_what_would_be_skipped(folders: Fol
     write_batch(folders.source / "b.pkl.gz", [4])
     assert split("-i", folders.source / "a.pkl.gz", "-o", folders.output).returncode == 0
     (folders.output / "b_sub0000.pkl.gz.part").write_bytes(b"x" * 100)
+    (folders.output / "c_sub0000.pkl.gz.part").symlink_to("gone")
     before = snapshot(folders.source.parent)
     done = split(*folders.args("--dry-run", "--skip-existing", "--yes"))
     assert done.returncode == 0
@@ -165,6 +167,21 @@ def test_a_dry_run_tries_the_output_folder(
     assert dry.stderr.startswith(problem)
     assert "  Qué hacer: comprueba el espacio (df -h) y los permisos" in dry.stderr
     assert snapshot(tmp_path) == before
+
+
+def test_a_disk_that_does_not_tell_its_space_is_no_failure(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "a.pkl", [1])
+    prefix = under_strace("statfs:error=EIO", tmp_path)
+    dry = split("-i", source, "-o", tmp_path / "out", "--dry-run", prefix=prefix)
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert "Espacio" not in dry.stdout
+
+
+def test_a_dry_run_finds_that_the_disk_behind_a_link_is_not_there(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "a.pkl", [1])
+    (tmp_path / "out").symlink_to("nowhere")
+    dry = split("-i", source, "-o", tmp_path / "out", "--dry-run")
+    assert_fails(dry, "no se puede escribir en la carpeta de salida (el archivo no existe)")
 
 
 @pytest.mark.parametrize(

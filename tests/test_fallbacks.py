@@ -10,6 +10,7 @@ import glob
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Optional
@@ -155,7 +156,7 @@ def test_without_tqdm_one_line_says_what_to_install() -> None:
     install = f"instálalo con «{sys.executable} -m pip install tqdm»"
     assert done.stderr == f"divide_conquer.py necesita tqdm: {install}.\n"
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import divide_conquer"
-    done = run([*without, "-c", code])
+    done = subprocess.run([*without, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "ImportError: divide_conquer.py necesita tqdm: " in done.stderr  # what callers catch
 

@@ -176,12 +176,13 @@ class Trial(NamedTuple):
     faults: tuple[Fault, ...]
     check: Callable[[Box, Fault, Run], None]
     codes: Optional[set[int]]
+    watch: Sequence[str] = ()
 
 
 def try_one(template: Box, root: Path, trial: Trial) -> Optional[str]:
     """Return what does not hold after this trial, or None."""
     box = template.copy_to(root)
-    run = traced(box, *trial.faults)
+    run = traced(box, *trial.faults, watch=trial.watch)
     name = mode_name(box.mode)
     INJECTED[name] += 1
     try:
@@ -268,12 +269,16 @@ def test_no_fault_during_the_roll_back_loses_a_trace(
     def first(paths: Collection[str]) -> Fault:
         return Fault(target.name, folder, nth_in_thread(calls, target, paths), "error=EIO")
 
-    every = [os.path.relpath(path, clean.root) for path in clean.watched]
+    # The thread that syncs the parts has calls of its own that count: more of them, and it is hit.
+    parents = [".", "out"]
+    every = [os.path.relpath(p, clean.root) for p in clean.watched if p != clean.parts[-1]]
     undone = template.copy_to(tmp_path / "undone")
-    run = traced(undone, first(every), watch_all=True)
+    run = traced(undone, first(every), watch=every)
     assert run.code == 1
     assert_honest_end(undone, run.code, run.err)
+    assert_gone_before_the_first_part(run, undone)
     failed = next(call for call in run.calls if call.injected)
+    assert failed.path == folder
     seconds = [
         Fault(call, path, when, effect)
         for call, path, when in find_sites(run.calls, after=failed.ended)
@@ -282,7 +287,7 @@ def test_no_fault_during_the_roll_back_loses_a_trace(
     ]
     assert len(seconds) >= len(EFFECTS) * len(clean.parts)
     trials = [
-        Trial((first((folder, second.path)), second), check_roll_back, None)
+        Trial((first((*parents, folder, second.path)), second), check_roll_back, None, parents)
         for second in choose(seconds, f"{which}{mode}")
     ]
     sweep(template, tmp_path, trials)
@@ -311,8 +316,32 @@ def test_whatever_the_roll_back_leaves_is_named(
     assert [name for name in left if name not in run.err] == []
 
 
+def test_names_that_are_not_taken_back_on_disk_are_told_as_they_are(tmp_path: Path) -> None:
+    box = start_fresh(tmp_path / "box", (), True)
+    run = traced(box, Fault("fsync", "out/split", "2+", "error=EIO"))
+    left = [box.parts[0].name, *(path.name for path in box.finals[1:])]
+    assert (run.code, names(box.output)) == (1, left)
+    assert f"No se pudo quitar de la salida: {', '.join(left)}\n" in run.err
+
+
+def test_a_failed_sync_of_what_was_taken_back_does_not_hide_the_first_error(tmp_path: Path) -> None:
+    box = start_fresh(tmp_path / "box", (), True)
+    run = traced(box, Fault("fsync", "out/split", "2+2", "error=EIO"))
+    assert run.log.count("(INJECTED)") == 2
+    assert_honest_end(box, run.code, run.err)
+    assert names(box.output) == []
+
+
 # ---------------------------------------------------------------------------------------------
 # The order on disk, from a recorded run
+
+
+def assert_gone_before_the_first_part(run: Run, box: Box) -> None:
+    """What was published is gone on disk before the part that marks it as ours to remove."""
+    gone = the_call_on(run, box, box.finals[1], UNLINKS).ended
+    first_part = calls_on(run, box, box.parts[0], UNLINKS)[0]
+    syncs = calls_on(run, box, box.output, SYNCS)
+    assert [s for s in syncs if gone < s.began and s.ended < first_part.began]
 
 
 def recorded(folder: Path, mode: Mode, compress: bool) -> tuple[Box, Run]:
@@ -404,6 +433,14 @@ class TestOrderOnDisk:
             assert [s for s in syncs if made < s.began and s.ended < first_rename]
 
 
+def test_what_a_killed_run_published_is_gone_on_disk_before_the_part_that_marks_it(
+    tmp_path: Path,
+) -> None:
+    box = start_interrupted(tmp_path / "box", (), True)
+    run = traced(box)
+    assert_gone_before_the_first_part(run, box)
+
+
 # ---------------------------------------------------------------------------------------------
 # Failures with an answer of their own
 
@@ -482,6 +519,15 @@ def test_a_parent_of_a_new_folder_that_cannot_be_synced_keeps_the_original(
     assert box.set_is_complete()
     assert box.source_is_whole()
     assert "original conservado" in run.err
+
+
+def test_a_new_folder_whose_name_cannot_be_synced_is_removed_again(tmp_path: Path) -> None:
+    """The next source makes it, and syncs its name, again."""
+    box = start_fresh(tmp_path / "box", (), True)
+    run = traced(box, Fault("fsync", "out", 1, "error=EIO"))
+    assert run.code == 1
+    assert_honest_end(box, run.code, run.err)
+    assert not box.output.exists()
 
 
 class Harmless(NamedTuple):

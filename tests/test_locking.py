@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from helpers import (
     write_module,
 )
 
+from divide_conquer import OutputError, split_file
+
 
 def test_stem_locked_by_another_process_fails_at_once(folders: Folders) -> None:
     write_batch(folders.source / "a.pkl.gz", [1])
@@ -41,6 +44,24 @@ def test_stem_locked_by_another_process_fails_at_once(folders: Folders) -> None:
     assert "a.pkl.gz: otro proceso lo está dividiendo" in done.stderr
     assert names(folders.output) == ["a.lock.part", "a_sub0000.pkl.gz.part", "b_sub0000.pkl.gz"]
     assert (folders.output / "a_sub0000.pkl.gz.part").read_bytes() == b"being written"
+
+
+def test_run_that_is_locked_out_leaves_no_file_open(tmp_path: Path) -> None:
+    source = write_batch(tmp_path / "a.pkl", [1])
+    with (tmp_path / "a.lock.part").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        n_open = len(os.listdir("/dev/fd"))
+        with pytest.raises(OutputError):
+            split_file(source, tmp_path)
+        assert len(os.listdir("/dev/fd")) == n_open
+
+
+def test_lock_that_cannot_be_looked_at_is_left(tmp_path: Path) -> None:
+    source, output = write_batch(tmp_path / "a.pkl", [1]), tmp_path / "out"
+    lock = output / "a.lock.part"
+    done = split("-i", source, "-o", output, prefix=under_strace("%%stat:error=EIO:when=3+", lock))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(output) == [lock.name, *sub_names("a", 1)]
 
 
 def test_stale_lock_file_is_no_obstacle(folders: Folders) -> None:

@@ -7,30 +7,32 @@ that another one has taken its place.
 from __future__ import annotations
 
 import contextlib
+import errno
 import linecache
+import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Optional
 
 import pytest
-from helpers import load_set, low_memory_or_not, names, note_output, write_batch
+from helpers import load_set, low_memory_or_not, names, note_output, sub_names, write_batch
 
 import divide_conquer
-from divide_conquer import Interrupted, Phase, SplitError, split_file
+from divide_conquer import Interrupted, Phase, SaveError, SplitError, split_file
 
 # Where one more exception, while the first is handled, may leave what the next run clears.
-CLEANING = {"__exit__", "_roll_back", "_unlock", "_remove", "_is_ours", "_is_first", "close"}
+CLEANING = {"__exit__", "_roll_back", "_remove", "_is_ours", "close"}
 
 
 @contextlib.contextmanager
 def interrupted_at(line: int) -> Iterator[list[int]]:
     """Raise KeyboardInterrupt before the line-th line that this thread runs of what makes a set."""
     seen = [0]
-    watched = {"publish", "_rename", "create_part", "resolve", "save_parts", "validate_parts"}
-    watched |= {"split_file", "_sync_folder"}
+    watched = {"publish", "_rename", "create_part", "resolve", "_save_parts", "validate_parts"}
+    watched |= {"split_file", "sync_folder"}
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
         if frame.f_code.co_filename != divide_conquer.__file__:
@@ -125,3 +127,78 @@ def test_interrupted_clean_up_locks_nothing_for_the_rest_of_a_notebook(tmp_path:
     assert "a_sub0000.pkl.gz.part" in names(output)
     assert split_file(source, output).n_traces == 3
     assert names(output) == ["a_sub0000.pkl.gz"]
+
+
+def test_folder_that_cannot_be_listed_does_not_hide_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(phase: Phase, done: int, expected: int) -> None:
+        if phase is Phase.SAVE:
+            monkeypatch.setattr(os, "listdir", os.readlink)  # an OSError
+            raise Interrupted
+
+    source = write_batch(tmp_path / "a.pkl", [1, 2, 3])
+    with pytest.raises(Interrupted):
+        split_file(source, tmp_path / "out", progress=progress)
+
+
+def test_what_somebody_else_has_removed_is_not_left(tmp_path: Path) -> None:
+    assert divide_conquer._remove([tmp_path / "a_sub0000.pkl.part"]) == []
+
+
+@pytest.fixture
+def after_number_0(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Return what makes the last fsync of the folder fail, and lets something happen before."""
+
+    def fail(meanwhile: Callable[[], object]) -> None:
+        def sync_folder(path: Path) -> bool:
+            if (path / "a_sub0000.pkl").exists():
+                meanwhile()
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return True
+
+        monkeypatch.setattr(divide_conquer, "sync_folder", sync_folder)
+
+    return fail
+
+
+def test_part_that_appeared_after_the_last_rename_is_not_replaced_to_undo_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after_number_0: Callable[[Callable[[], object]], None],
+) -> None:
+    source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
+    part = output / "a_sub0000.pkl.part"
+    monkeypatch.setattr(divide_conquer, "lock_file", lambda fd: None)  # so it may be another run's
+    after_number_0(lambda: part.write_bytes(b"theirs"))
+    with pytest.raises(SaveError):
+        split_file(source, output, compress=False, traces_per_batch=2)
+    assert names(output) == [part.name]
+    assert part.read_bytes() == b"theirs"
+
+
+def test_without_locks_too_a_failed_run_removes_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(phase: Phase, done: int, expected: int) -> None:
+        if phase is Phase.VALIDATE:
+            raise Interrupted
+
+    source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
+    monkeypatch.setattr(divide_conquer, "lock_file", lambda fd: None)
+    with pytest.raises(Interrupted):
+        split_file(source, output, progress=progress)
+    assert names(output) == []
+
+
+def test_number_0_that_keeps_its_name_keeps_the_whole_set(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after_number_0: Callable[[Callable[[], object]], None],
+) -> None:
+    source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
+    after_number_0(lambda: monkeypatch.setattr(os, "rename", lambda old, new: os.readlink(old)))
+    with pytest.raises(SaveError) as raised:
+        split_file(source, output, compress=False, traces_per_batch=2)
+    assert names(output) == sub_names("a", 2, ".pkl")
+    assert raised.value.leftovers == tuple(sorted(output.iterdir()))

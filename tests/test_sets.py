@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from faults import empty_file, exchange_with_next
 from helpers import (
     Folders,
     Mode,
+    assert_fails,
     load_set,
     names,
     pickled_call,
@@ -21,6 +23,8 @@ from helpers import (
     write_batch,
     write_module,
 )
+
+from divide_conquer import OutputError, split_file
 
 # Whole sets: refused, or skipped where they are of this original
 
@@ -48,12 +52,14 @@ def test_existing_set_is_refused_untouched(folders: Folders, suffix: str) -> Non
         pytest.param(("--no-compress",), (), id="plain-then-gzip"),
     ],
 )
-def test_skip_existing_passes_over_the_same_set(
+def test_the_same_set_is_refused_or_with_skip_existing_passed_over(
     folders: Folders, made_with: Mode, again_with: Mode
 ) -> None:
     write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
     assert split(*folders.args("-n", 2, *made_with)).returncode == 0
     before = snapshot(folders.output)
+    done = split(*folders.args("-n", 1, *again_with))
+    assert_fails(done, "usa --skip-existing para omitirlo, apártalos o elige otra carpeta")
     done = split(*folders.args("-n", 1, "--skip-existing", *again_with))
     assert (done.returncode, done.stderr) == (0, "")
     assert "a.pkl.gz: omitido" in done.stdout
@@ -65,6 +71,7 @@ def test_skip_existing_passes_over_the_same_set(
 def test_copy_of_a_set_without_its_dates_is_known(folders: Folders) -> None:
     write_batch(folders.source / "a.pkl.gz", [1, 2, 3])
     assert split(*folders.args("-n", 2)).returncode == 0
+    (folders.output / "a_sub0002.pkl.gz.part").touch()  # the stamps say that none is missing
     for path in folders.output.iterdir():
         os.utime(path, (5, 5))
     done = split(*folders.args("-n", 2, "--skip-existing"))
@@ -81,6 +88,31 @@ def test_set_of_another_original_of_the_same_date_is_not_skipped(folders: Folder
     done = split(*folders.args("-n", 2, "--skip-existing"))
     assert done.returncode == 1
     assert "a_sub0000.pkl.gz procede de otro original" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("compress", "was_ns", "now_ns", "is_known"),
+    [
+        pytest.param(False, 0, 2 * 10**9, True, id="FAT"),
+        pytest.param(False, 0, 2 * 10**9 + 1, False, id="more-than-FAT"),
+        pytest.param(False, 1, 2 * 10**9, True, id="copied-to-FAT"),
+        pytest.param(False, 0, 10**9 + 1, True, id="copied-from-FAT"),
+        pytest.param(False, 1, 10**6 + 1, True, id="SMB"),
+        pytest.param(False, 1, 10**6 + 2, False, id="more-than-SMB"),
+        pytest.param(True, 1, 2 * 10**9, True, id="stamp"),
+        pytest.param(True, 0, 3 * 10**9, False, id="more-than-stamp"),
+        pytest.param(True, -1, -1, True, id="before-1970"),
+    ],
+)
+def test_original_is_known_by_its_date_as_far_as_file_systems_keep_it(
+    tmp_path: Path, compress: bool, was_ns: int, now_ns: int, is_known: bool
+) -> None:
+    source = write_batch(tmp_path / "a.pkl", [1, 2, 3])
+    for time_ns in (was_ns, now_ns):
+        os.utime(source, ns=(time_ns, time_ns))
+        with contextlib.suppress(OutputError):
+            report = split_file(source, tmp_path / "out", compress=compress, skip_existing=True)
+    assert report.skipped == is_known
 
 
 # Sets that are mixed or not whole
@@ -105,6 +137,16 @@ REFUSED_SETS = {
         ["_sub0001.pkl", "_sub0000.pkl.part"],
         5,
         "incompleto o mezclado",
+    ),
+    "interrupted-publish-without-part-0": (
+        ["_sub0001.pkl", "_sub0002.pkl.part"],
+        0,
+        "incompleto o mezclado",
+    ),
+    "part-beside-a-set-without-stamps": (
+        ["_sub0000.pkl", "_sub0001.pkl.part"],
+        0,
+        "junto a él queda part-beside-a-set-without-stamps_sub0001.pkl.part, sin terminar",
     ),
 }
 """Stem: (names that are there, how much older than the source, expected words)."""

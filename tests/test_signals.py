@@ -46,6 +46,8 @@ from helpers import (
     write_module,
 )
 
+from divide_conquer import Interrupted, _Signals
+
 # A trace that is loaded once from the source, saved once and loaded again for validation; in the
 # phase that its state names it creates the file "reached" and waits for the file "go".
 MODULE = """
@@ -315,6 +317,15 @@ def test_killed_run_is_cleared_by_the_next(tmp_path: Path, phase: str) -> None:
     assert (again.returncode, again.stderr) == (0, "")
     assert names(scene.output) == ALL_NAMES
     assert snapshot(scene.source) == before
+
+
+def test_a_second_signal_does_not_disturb_what_the_first_one_began() -> None:
+    with _Signals(at_the_end=False) as signals:
+        signals.raise_at_once()
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.exit_code() == 130
 
 
 def test_ctrl_c_at_the_question_does_nothing(tmp_path: Path) -> None:

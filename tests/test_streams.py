@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 from faults import N_PARTS, STEM, Box
-from helpers import Mode, load_set, modes, names, split, sub_names, write_batch
+from helpers import (
+    Folders,
+    Mode,
+    load_set,
+    modes,
+    names,
+    pickled_call,
+    pickled_list,
+    split,
+    sub_names,
+    write_batch,
+)
 
 HOW = {
     "default": (),
@@ -51,6 +62,16 @@ def test_output_that_goes_nowhere_does_not_stop_the_work(
     assert names(box.source.parent) == kept
     assert names(box.output) == sub_names("a", len(kept)) + sub_names(STEM, N_PARTS)
     assert load_set(box.output, STEM) == [box.traces[i : i + 2] for i in range(0, 6, 2)]
+
+
+@pytest.mark.parametrize("fd", [1, 2])
+def test_what_a_trace_prints_into_a_closed_stream_goes_nowhere(folders: Folders, fd: int) -> None:
+    """And not into a file that was given the number of the stream."""
+    call = pickled_call("posix", "write", fd, b"x")
+    (folders.source / "a.pkl").write_bytes(pickled_list(call))
+    shell = ("sh", "-c", f'exec "$@" {fd}>&-', "sh")
+    assert split(*folders.args(), prefix=shell).returncode == 0
+    assert load_set(folders.output, "a") == [[1]]
 
 
 @modes

@@ -35,18 +35,25 @@ from helpers import (
     note_output,
     pickled_call,
     pickled_list,
+    pickled_value,
     split,
     write_batch,
     write_module,
 )
 
-from divide_conquer import Phase, ValidationError, split_file
+from divide_conquer import IndexedBatch, Phase, ValidationError, split_file
 
 MODULE = """
 import gc
 
 
+made = []
+
+
 def make(what):
+    made.append(what)
+    if what == "load once" and len(made) > 1:
+        raise ValueError
     trace = Trace()
     trace.what = what
     return trace
@@ -95,6 +102,24 @@ def test_trace_that_no_sub_batch_has_is_found(tmp_path: Path) -> None:
     assert_fails(done, "la validación falló: 4 traces en los sub-batches y 5 en el original")
     assert names(tmp_path / "out") == []
     assert (tmp_path / "a.pkl").exists()
+
+
+def test_part_that_does_not_load_is_not_taken_for_one_that_changed_on_disk(tmp_path: Path) -> None:
+    """What loading it did not come to is compared with what was written, too."""
+    items = [trace("load once"), pickled_value(os.urandom(1 << 20))]
+    done = run(tmp_path, items, 2, "--no-compress")
+    assert_fails(done, "la validación falló: está bien escrito, pero no se carga", "--low-memory")
+    assert names(tmp_path / "out") == []
+
+
+def test_part_that_low_memory_cannot_walk_is_a_fault_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_batch(tmp_path / "a.pkl", [1])
+    monkeypatch.setattr(IndexedBatch, "dump_next", lambda self, sink: sink.write(b"junk"))
+    with pytest.raises(ValidationError, match="está bien escrito, pero no se carga") as raised:
+        split_file(source, tmp_path / "out", low_memory=True)
+    assert "es un fallo de este programa" in raised.value.hint
 
 
 @low_memory_or_not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gzip
 import os
@@ -64,12 +65,14 @@ def test_equal_set_is_said_and_nothing_is_written(tmp_path: Path, mode: Mode, su
 def test_original_of_an_equal_set_is_deleted(tmp_path: Path, mode: Mode) -> None:
     source, output = make_set(tmp_path, mode)
     other = write_batch(tmp_path / "in" / "b.pkl", [1, 2])
+    (tmp_path / "in" / "c.pkl").symlink_to("nowhere")
     before = snapshot(output)
     done = verify(source.parent, output, mode, "--delete-original", "--yes")
     assert done.returncode == 1
     assert re.search("igual: 7 traces en 3 sub-batches; .+ s; original eliminado", done.stdout)
     assert "b.pkl: no tiene un conjunto completo en la salida" in done.stderr
-    assert names(source.parent) == [other.name]
+    assert "c.pkl: es un enlace simbólico roto" in done.stderr
+    assert names(source.parent) == [other.name, "c.pkl"]
     assert snapshot(output) == before
 
 
@@ -117,7 +120,7 @@ def remove_whole_set(path: Path) -> None:
     ("index", "damage", "problem"),
     [
         pytest.param(2, os.unlink, "su conjunto tiene 6 traces y el original 7", id="last-gone"),
-        pytest.param(1, os.unlink, "no tiene un conjunto completo", id="gap"),
+        pytest.param(1, os.unlink, "aparta lo que hay de él en la salida", id="gap"),
         pytest.param(1, cut_half, "a_sub0001.pkl.gz no se puede leer", id="cut-off"),
         pytest.param(1, replace_by_pipe, "sub0001.pkl.gz no es un archivo normal", id="pipe"),
         pytest.param(0, exchange_with_next, "a_sub0000.pkl.gz no es igual al", id="exchanged"),
@@ -412,6 +415,35 @@ def test_comparison_of_sets_can_be_interrupted(tmp_path: Path) -> None:
     finally:
         sys.path.remove(os.fspath(tmp_path))
         del sys.modules["torch.storage"], sys.modules["torch"]
+
+
+@modes
+def test_cancel_at_any_callback_comes_out_as_it_is(tmp_path: Path, mode: Mode) -> None:
+    source, output = make_set(tmp_path, mode)
+    n_cancelled, left = 0, 1
+    while left == 0 or not n_cancelled:
+        n_cancelled += 1
+        left = n_cancelled
+
+        def progress(phase: Phase, done: int, expected: int) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Interrupted
+
+        with contextlib.suppress(Interrupted):
+            verify_file(source, output, low_memory=bool(mode), progress=progress)
+    assert n_cancelled > 9
+
+
+def test_sub_batch_that_does_not_fit_in_memory_says_nothing_of_the_set(tmp_path: Path) -> None:
+    module = "loads = []\ndef load():\n    loads.append(1)\n    if loads[1:]: raise MemoryError\n"
+    env = write_module(tmp_path / "modules", "scarce", module)
+    source, output = tmp_path / "a.pkl", tmp_path / "out"
+    source.write_bytes(pickled_list(pickled_call("scarce", "load")))
+    assert split("-i", source, "-o", output, "--low-memory", env=env).returncode == 0
+    done = verify(source, output, (), env=env)
+    assert_fails(done, "a.pkl: no hay memoria suficiente\n", "cierra otros programas")
 
 
 def test_low_memory_is_named_as_a_way_out_only_for_its_own_sets(tmp_path: Path) -> None:
