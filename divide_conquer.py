@@ -19,7 +19,7 @@ The sections below stand in the order in which the data passes them, and each us
 above it.  ``split_file`` and ``verify_file`` are the calls for other programs; only the last
 section, the command line, prints or chooses an exit code.  What the user reads is Spanish.
 
-Sections: constants, errors, progress, the system, why a load fails, other formats, files and gzip,
+Sections: constants, errors, progress, the system, why a load fails, files and gzip, other formats,
 loading and dumping, walking pickles (a reader may pass over it), the set of sub-batches,
 validation, verification, splitting one file, planning a run, reporting, command line.
 """
@@ -283,6 +283,14 @@ def ignore_progress(phase: Phase, done_bytes: int, expected_bytes: int) -> None:
     pass
 
 
+class ProgressError(Interrupted):
+    """What a progress raised, on its way out: nobody is to take its OSError for one of a file."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class Meter:
     """Count the bytes of one phase, in any number of threads, and pass the sum on."""
 
@@ -297,7 +305,12 @@ class Meter:
     def add(self, n_bytes: int) -> None:
         with self._lock:
             self._done_bytes += n_bytes
-            self._progress(self._phase, self._done_bytes, self._expected_bytes)
+            try:
+                self._progress(self._phase, self._done_bytes, self._expected_bytes)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise ProgressError(error) from error
 
 
 # ---------------------------------------------------------------------------------------------
@@ -564,9 +577,14 @@ _NOT_PICKLABLE = _Reason(
 NO_MEMORY = _Reason(
     "no hay memoria suficiente", f"cierra otros programas o prueba con {LOW_MEMORY}"
 )
-MORE_DATA = _Reason(
+_MORE_LISTS = _Reason(
     "hay más datos después del primer pickle", "guarda cada lista en su propio archivo"
 )
+_MORE_PICKLES = _Reason(
+    "hay más datos después del primer pickle, que no es una lista",
+    "si es un pickle por trace, cárgalos uno tras otro y guárdalos todos en una lista",
+)
+_MORE_BYTES = _Reason("hay datos después del pickle que no son otro pickle", COPY_HINT)
 NO_TRACES = _Reason("la lista de traces está vacía", "no hay nada que dividir: apártalo")
 
 # What the C unpickler itself says of bytes that make no sense, where others raise this type, too.
@@ -577,6 +595,7 @@ _UNPICKLER_REASONS = (
     ("persistent id", PERSISTENT_IDS),
     ("out-of-band", OUT_OF_BAND),
     ("unregistered extension code", _EXTENSION),
+    ("NEWOBJ", _CODE_FAILS),  # what was a class is a function now
 )
 _BY_VALUE_MODULES = ("cloudpickle", "dill")
 _NO_MEMORY_WORDS = (
@@ -727,97 +746,19 @@ def explain_dump(error: BaseException) -> Optional[_Reason]:
     return reason.about(_text_of(error))
 
 
+def more_data(path: Path, *, first_is_list: bool, byte: bytes) -> LoadError:
+    """Return the refusal of what follows the first pickle, by its first byte."""
+    if byte not in b"\x80(]}c":  # PROTO, or what protocols 0 and 1 make traces and lists with
+        return LoadError(path, *_MORE_BYTES)
+    return LoadError(path, *(_MORE_LISTS if first_is_list else _MORE_PICKLES))
+
+
 def not_a_list(path: Path, found: str) -> LoadError:
     """Return the refusal of a top object; found: its type and, where known, its length."""
     hint = "guarda los traces como una lista (list)"
     if found.startswith("tuple"):
         hint = f"una tupla suele ser (traces, etiquetas): {hint}, aparte de lo demás"
     return LoadError(path, f"contiene un objeto {found}, no una lista de traces", hint)
-
-
-# ---------------------------------------------------------------------------------------------
-# What else a file may be: told by its first bytes, with the command that opens it.
-
-
-class _Format(NamedTuple):
-    """A kind of file that is no pickle of a list: start is a pattern of its first bytes.
-
-    No pickle of a list begins like any of them.  hint: {file} is its path, {plain} one for what is
-    in it, both quoted for a shell.
-    """
-
-    start: bytes
-    problem: str
-    hint: str
-
-
-def _compressed(start: bytes, by: str, command: str) -> _Format:
-    hint = f"descomprímelo con «{command} < {{file}} > {{plain}}» y divide el archivo que resulte"
-    return _Format(start, f"está comprimido {by}", hint)
-
-
-def _archive(start: bytes, what: str, command: str) -> _Format:
-    hint = f"extráelo con «{command} {{file}}» y divide los pickles que contenga"
-    return _Format(start, f"es {what}, no un pickle", hint)
-
-
-_ZIP_ENTRY = (
-    rb"PK\x03\x04.{26}[^\x00]{0,200}?"  # PKZIP APPNOTE, 4.3.7: then the name of the first file
-)
-_BOM_SPACE = rb"(?:\xef\xbb\xbf)?\s*"
-_FORMATS = (
-    _Format(  # torch.save since PyTorch 1.6
-        _ZIP_ENTRY + rb"/data\.pkl", "es un zip de torch.save, no un pickle", read_by("torch.load")
-    ),
-    _Format(  # before: a pickle of torch.serialization.MAGIC_NUMBER, and others after it
-        rb"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.",
-        "lo escribió torch.save en su formato antiguo, no pickle.dump",
-        read_by("torch.load"),
-    ),
-    _Format(_ZIP_ENTRY + rb"\.npy", "es un .npz de numpy, no un pickle", read_by("numpy.load")),
-    _archive(rb"PK(\x03\x04|\x05\x06)", "un zip", "unzip"),
-    _archive(rb"7z\xbc\xaf\x27\x1c", "un 7z", "7z x"),
-    _archive(rb"[^\x80(\]].{256}ustar", "un tar", "tar xf"),  # POSIX: magic of the first header
-    _compressed(rb"BZh[1-9]1AY&SY", "con bzip2", "bzip2 -dc"),
-    _compressed(rb"\xfd7zXZ\x00", "con xz", "xz -dc"),
-    _compressed(rb"\]\x00\x00", "con lzma", "xz --format=lzma -dc"),
-    _compressed(rb"\x28\xb5\x2f\xfd", "con zstd", "zstd -dc"),
-    _compressed(rb"\x04\x22\x4d\x18", "con lz4", "lz4 -dc"),
-    _compressed(GZIP_MAGIC, "dos veces con gzip", "gzip -dc"),
-    _Format(  # RFC 1950
-        rb"x[\x01\x5e\x9c\xda]",
-        "está comprimido con zlib, como hace joblib.dump con compress",
-        read_by("joblib.load"),
-    ),
-    _Format(rb"\x93NUMPY", "es un .npy de numpy, no un pickle", read_by("numpy.load")),
-    _Format(rb"\x89HDF\r\n\x1a\n", "es un HDF5, no un pickle", read_by("h5py")),
-    _Format(rb"PAR1", "es un Parquet, no un pickle", read_by("pyarrow o pandas")),
-    _Format(
-        rb"version https://git-lfs",
-        "es un puntero de git-lfs: los datos no se han descargado",
-        "descárgalos con «git lfs pull» en su repositorio",
-    ),
-    _Format(
-        _BOM_SPACE + rb"(?i:<(!|html|head|body|\?xml))",
-        "es HTML o XML, no un pickle: quizá el aviso de una descarga que falló",
-        "descarga el archivo otra vez",
-    ),
-    _Format(_BOM_SPACE + rb"[\[{]\s*[\[{\"\]}\d-]", "es JSON, no un pickle", read_by("json")),
-    _Format(rb"\x00{16}", "empieza con ceros: la copia quedó a medias", COPY_HINT),
-)
-_START_BYTES = 512
-
-
-def refuse_other_formats(stream: io.BufferedReader[Any], path: Path) -> None:
-    """Raise LoadError, with the way to open it, for an empty file or one of another kind."""
-    start = stream.peek(_START_BYTES)[:_START_BYTES]
-    if not start:
-        raise LoadError(path, "está vacío", COPY_HINT)
-    for kind in _FORMATS:
-        if re.match(kind.start, start, re.DOTALL):
-            plain = path.with_name(f"{path.name.split('.pkl')[0]}_descomprimido.pkl")
-            names = {"file": shlex.quote(str(path)), "plain": shlex.quote(str(plain))}
-            raise LoadError(path, kind.problem, kind.hint.format(**names))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -851,24 +792,36 @@ class Writable(Protocol):
     def write(self, data: Any, /) -> object: ...
 
 
+@contextlib.contextmanager
+def reading(path: Union[str, os.PathLike[str], None] = None) -> Iterator[None]:
+    """Let what the system refuses be known as that: a trace may raise an OSError, too.
+
+    path: of the file, where the system itself names none: it has been opened.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StreamError(error.errno, error.strerror, error.filename or path) from error
+
+
 class TrackedFile(io.FileIO):
     """A file open for reading that shows every piece it reads to on_read, in order.
 
-    Raises StreamError where the system cannot read it.
+    Raises StreamError where the system cannot open or read it.
     file: a path, or a descriptor that stays open and is read from its beginning.
     """
 
     def __init__(self, file: Union[Path, int], on_read: Callable[[memoryview], object]) -> None:
-        super().__init__(file, "r", closefd=not isinstance(file, int))
-        if isinstance(file, int):
-            self.seek(0)
+        with reading():
+            super().__init__(file, "r", closefd=not isinstance(file, int))
+            if isinstance(file, int):
+                self.seek(0)
+        self._path = None if isinstance(file, int) else file
         self._on_read = on_read
 
     def readinto(self, buffer: Any) -> int:
-        try:
+        with reading(self._path):
             n_bytes = super().readinto(buffer) or 0
-        except OSError as error:
-            raise StreamError(error.errno, error.strerror) from error
         self._on_read(memoryview(buffer)[:n_bytes])
         return n_bytes
 
@@ -980,7 +933,7 @@ def read_stamp(path: Union[str, os.PathLike[str]]) -> Optional[Stamp]:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for its writer
         return None
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         start = file.read(_STAMP_BYTES)
     if not start.startswith(_GZIP_STAMP_START) or start[8:10] != _GZIP_STAMP_SYSTEM:
         return None
@@ -1217,6 +1170,9 @@ def open_source(path: Path, progress: Progress, *, low_memory: bool) -> Iterator
     with collector_off(), contextlib.closing(Source(path, progress)) as source:
         try:
             yield source
+        except ProgressError as stopped:
+            stopped.error.leftovers = stopped.leftovers  # type: ignore[attr-defined]
+            raise stopped.error from None
         except Exception as error:
             better: Optional[SplitError] = None
             if isinstance(error, SplitError):
@@ -1251,6 +1207,118 @@ class PickleSink:
         self.n_bytes += view.nbytes
         self._meter.add(view.nbytes)
         return view.nbytes
+
+
+# ---------------------------------------------------------------------------------------------
+# What else a file may be: told by its first bytes, with the command that opens it.
+
+
+class _Format(NamedTuple):
+    """A kind of file that is no pickle of a list: start is a pattern of its first bytes.
+
+    No pickle of a list begins like any of them.  hint: {file} is its path, {plain} and {folder}
+    are for what is in it, all quoted for a shell.  is_lost: the file holds nothing to be opened.
+    """
+
+    start: bytes
+    problem: str
+    hint: str
+    is_lost: bool = False
+
+
+def _compressed(start: bytes, by: str, command: str) -> _Format:
+    hint = f"descomprímelo con «{command} < {{file}} > {{plain}}» y divide el archivo que resulte"
+    return _Format(start, f"está comprimido {by}", hint)
+
+
+def _archive(start: bytes, what: str, command: str) -> _Format:
+    hint = f"extráelo con «{command}» y divide los pickles que contenga"
+    return _Format(start, f"es {what}, no un pickle", hint)
+
+
+_ZIP_ENTRY = (
+    rb"PK\x03\x04.{26}[^\x00]{0,200}?"  # PKZIP APPNOTE, 4.3.7: then the name of the first file
+)
+_BOM_SPACE = rb"(?:\xef\xbb\xbf)?\s*"
+_NUMPY_LOAD = "numpy.load (y allow_pickle=True, si contiene objetos)"
+_FORMATS = (
+    _Format(  # torch.save since PyTorch 1.6
+        _ZIP_ENTRY + rb"/data\.pkl", "es un zip de torch.save, no un pickle", read_by("torch.load")
+    ),
+    _Format(  # before: a pickle of torch.serialization.MAGIC_NUMBER, and others after it
+        rb"\x80.(?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.",
+        "lo escribió torch.save en su formato antiguo, no pickle.dump",
+        read_by("torch.load"),
+    ),
+    _Format(_ZIP_ENTRY + rb"\.npy", "es un .npz de numpy, no un pickle", read_by(_NUMPY_LOAD)),
+    _archive(rb"PK(\x03\x04|\x05\x06)", "un zip", "unzip {file} -d {folder}"),
+    _archive(rb"7z\xbc\xaf\x27\x1c", "un 7z", "7z x {file} -o{folder}"),
+    _archive(  # POSIX: magic of the first header
+        rb"[^\x80(\]].{256}ustar", "un tar", "mkdir {folder} && tar xf {file} -C {folder}"
+    ),
+    _compressed(rb"BZh[1-9]1AY&SY", "con bzip2", "bzip2 -dc"),
+    _compressed(rb"\xfd7zXZ\x00", "con xz", "xz -dc"),
+    _compressed(rb"\]\x00\x00", "con lzma", "xz --format=lzma -dc"),
+    _compressed(rb"\x28\xb5\x2f\xfd", "con zstd", "zstd -dc"),
+    _compressed(rb"\x04\x22\x4d\x18", "con lz4", "lz4 -dc"),
+    _compressed(GZIP_MAGIC, "dos veces con gzip", "gzip -dc"),
+    _Format(  # RFC 1950
+        rb"x[\x01\x5e\x9c\xda]",
+        "está comprimido con zlib, como hace joblib.dump con compress",
+        read_by("joblib.load"),
+    ),
+    _Format(rb"\x93NUMPY", "es un .npy de numpy, no un pickle", read_by(_NUMPY_LOAD)),
+    _Format(rb"\x89HDF\r\n\x1a\n", "es un HDF5, no un pickle", read_by("h5py")),
+    _Format(
+        rb"PAR1|ARROW1|FEA1", "es un Parquet o un Arrow, no un pickle", read_by("pyarrow o pandas")
+    ),
+    _Format(rb'.{4}\x00{4}\{"', "es un safetensors, no un pickle", read_by("safetensors")),
+    _Format(rb"SQLite format 3", "es una base de datos SQLite, no un pickle", read_by("sqlite3")),
+    _Format(
+        rb"(\.\./)*(\.git)?/annex/objects",
+        "es un puntero de git-annex: los datos no se han descargado",
+        "descárgalos con «git annex get» en su repositorio",
+        is_lost=True,
+    ),
+    _Format(
+        rb"version https://git-lfs",
+        "es un puntero de git-lfs: los datos no se han descargado",
+        "descárgalos con «git lfs pull» en su repositorio",
+        is_lost=True,
+    ),
+    _Format(
+        _BOM_SPACE + rb"<[!?A-Za-z]",
+        "es HTML o XML, no un pickle: quizá el aviso de una descarga que falló",
+        "descarga el archivo otra vez",
+        is_lost=True,
+    ),
+    _Format(_BOM_SPACE + rb"[\[{]\s*[\[{\"\]}\dtfn-]", "es JSON, no un pickle", read_by("json")),
+    _Format(rb"\x00{16}", "empieza con ceros: la copia quedó a medias", COPY_HINT, is_lost=True),
+)
+_START_BYTES = 512
+
+
+def refuse_other_formats(stream: io.BufferedReader[Any], path: Path) -> None:
+    """Raise LoadError, with the way to open it, for an empty file or one of another kind."""
+    start = stream.peek(_START_BYTES)[:_START_BYTES]
+    if not start:
+        raise LoadError(path, "está vacío", COPY_HINT)
+    for kind in _FORMATS:
+        if re.match(kind.start, start, re.DOTALL):
+            raise LoadError(path, kind.problem, _fill_hint(kind, stream, path))
+
+
+def _fill_hint(kind: _Format, stream: io.BufferedReader[Any], path: Path) -> str:
+    stem = batch_stem(path.name) or path.name
+    file, first = path, ""
+    is_inflated = isinstance(stream.raw, PieceReader) and kind.start != GZIP_MAGIC
+    if is_inflated and not kind.is_lost:  # what opens it would not see through the gzip
+        file = path.with_name(f"{stem}_sin_gzip")
+        gunzip = f"gzip -dc < {shlex.quote(str(path))} > {shlex.quote(str(file))}"
+        first = f"quítale el gzip con «{gunzip}» y luego "
+    plain, folder = f"{stem}_descomprimido.pkl", f"{stem}_extraido"
+    names = {"file": file, "plain": path.with_name(plain), "folder": path.with_name(folder)}
+    return first + kind.hint.format(**{k: shlex.quote(str(v)) for k, v in names.items()})
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1333,7 +1401,7 @@ def load_traces(stream: io.BufferedReader[Any], path: Path) -> list[Any]:
         damage = _find_damage(stream) if may_come_of_damage(error, path) else None
         raise load_error(path, damage or error) from error
     if more:
-        raise LoadError(path, *MORE_DATA)
+        raise more_data(path, first_is_list=type(traces) is list, byte=more)
     if type(traces) is not list:
         raise not_a_list(path, _describe(traces))
     if not traces:
@@ -1434,11 +1502,12 @@ _KEY_BYTES = 64 << 10  # of what an item of a set refers to: all of it might be 
 
 
 class _SortingPickler(_PythonPickler):  # type: ignore[misc]
-    """Writes the items of sets in one order, and equal texts as one: neither says what they are.
+    """Writes the items of sets in one order, and equal texts and dtypes as one.
 
-    The order of a set depends on how it came to be, and on hashes, which for texts are others in
-    each process.  Whether equal texts are one object depends on the interpreter, which interns
-    attribute names while it loads: the first load of a process shares fewer than the second.
+    Neither says what they are.  The order of a set depends on how it came to be, and on hashes,
+    which for texts are others in each process.  Whether equal texts are one object depends on the
+    interpreter, which interns attribute names while it loads: the first load of a process shares
+    fewer than the second.  And numpy makes a dtype anew, or not, as it likes.
     The pickler in C cannot be told.
     """
 
@@ -1449,14 +1518,15 @@ class _SortingPickler(_PythonPickler):  # type: ignore[misc]
         self._for_key = for_key  # leave sets empty: they may lead back to the item, or far away
         self._tick = sink.tick
         self._keys: dict[int, bytes] = {}  # of sets within sets, so that each is gone through once
-        self._texts: dict[str, str] = {}
+        self._alike: dict[object, object] = {}
+        self._dtype: Any = getattr(sys.modules.get("numpy"), "dtype", ())
 
-    def _save_text(self, text: str) -> None:
-        known = self.memo.get(id(self._texts.setdefault(text, text)))
-        if known:
-            self.write(self.get(known[0]))
-        else:
-            self.save_str(text)
+    def save(self, value: Any, *args: Any, **options: Any) -> None:
+        if type(value) is str:
+            value = self._alike.setdefault(value, value)
+        elif isinstance(value, self._dtype):  # equal ones may yet differ in their metadata
+            value = self._alike.setdefault((value, repr(value.metadata)), value)
+        super().save(value, *args, **options)
 
     def _save_set(self, items: set[Any]) -> None:
         self.write(pickle.EMPTY_SET)
@@ -1501,7 +1571,8 @@ class _SortingPickler(_PythonPickler):  # type: ignore[misc]
     def _key(self, item: Any) -> bytes:
         if type(item) not in (tuple, frozenset):
             alone = functools.partial(_SortingPickler, for_key=True)
-            return _Digest(self._tick, _KEY_BYTES).of(item, alone)
+            most_bytes = sys.maxsize if isinstance(item, (str, bytes)) else _KEY_BYTES
+            return _Digest(self._tick, most_bytes).of(item, alone)
         if id(item) not in self._keys:
             keys = [self._key(each) for each in item]
             if type(item) is frozenset:
@@ -1509,7 +1580,6 @@ class _SortingPickler(_PythonPickler):  # type: ignore[misc]
             self._keys[id(item)] = hashlib.blake2b(b"".join(keys)).digest()
         return self._keys[id(item)]
 
-    dispatch[str] = _save_text
     dispatch[set] = _save_set
     dispatch[frozenset] = _save_frozenset
 
@@ -1664,17 +1734,30 @@ _SCALAR = re.compile(_ANY_SCALAR, re.DOTALL)
 _SCALAR_RUN = re.compile(b"(?:%s){1,1000}" % _ANY_SCALAR, re.DOTALL)
 
 # What kind of object an opcode makes.  Of a call's RESULT nothing is known, but that it is FIXED if
-# the MAKER is numpy.dtype, or makes the bytes of protocol 2; a ROW is no object.  Up to BUILTIN an
-# object can be changed, or is a FULL tuple, of what was made in it and can be changed; a TUPLE has
-# only fetched such; a VALUE (a class, or a tuple of atoms) leads to nothing that can be changed;
-# from ATOM on it fetches nothing.
-_ROW, _RESULT, _FULL, _BUILTIN, _TUPLE, _VALUE, _FIXED, _FIXED_MAKER, _ATOM = range(9)
-_NUMPY_TEXT, _DTYPE_TEXT, _JOBLIB_TEXT = range(9, 12)  # atoms, too
+# the MAKER is numpy.dtype, or makes the bytes of protocol 2, and BUILTIN if it is a CONTAINER of
+# Python; a ROW is no object.  Up to BUILTIN an object can be changed, or is a FULL tuple, of what
+# was made in it and can be changed; a TUPLE has only fetched such; a VALUE (a class, or a tuple of
+# atoms) leads to nothing that can be changed; from ATOM on it fetches nothing.
+_ROW, _RESULT, _FULL, _BUILTIN, _TUPLE, _VALUE, _FIXED, _FIXED_MAKER, _CONTAINER, _ATOM = range(10)
+_NUMPY_TEXT, _DTYPE_TEXT, _COLLECTIONS_TEXT, _CONTAINER_TEXT, _JOBLIB_TEXT = range(10, 15)  # atoms
 _ATOM_KIND = bytes([_ATOM])
 _JOBLIB_NAME = b"joblib.numpy_pickle"  # raw bytes of an array follow its objects
-_TEXT_KINDS = {b"\x05numpy": _NUMPY_TEXT, b"\x05dtype": _DTYPE_TEXT, b"\x13jobli": _JOBLIB_TEXT}
-_FIXED_MAKERS = (b"numpy\ndtype\n", b"_codecs\nencode\n")
-_DTYPE_NAMES = bytes([_NUMPY_TEXT, _DTYPE_TEXT])
+_CONTAINER_NAMES = (b"OrderedDict", b"defaultdict", b"deque", b"Counter")
+_TEXT_KINDS = {
+    b"numpy": _NUMPY_TEXT,
+    b"dtype": _DTYPE_TEXT,
+    b"collections": _COLLECTIONS_TEXT,
+    **dict.fromkeys(_CONTAINER_NAMES, _CONTAINER_TEXT),
+    _JOBLIB_NAME: _JOBLIB_TEXT,
+}
+_MAKERS_OF_TEXTS = {
+    bytes([_NUMPY_TEXT, _DTYPE_TEXT]): _FIXED_MAKER,
+    bytes([_COLLECTIONS_TEXT, _CONTAINER_TEXT]): _CONTAINER,
+}
+_FIXED_GLOBALS = (b"numpy\ndtype\n", b"_codecs\nencode\n")
+_CONTAINER_GLOBALS = tuple(b"collections\n%s\n" % name for name in _CONTAINER_NAMES)
+_CONTAINER_GLOBALS += (b"builtins\nset\n", b"__builtin__\nset\n")
+_KINDS_OF_RESULTS = {_FIXED_MAKER: _FIXED, _CONTAINER: _BUILTIN}
 _MADE_KINDS = dict.fromkeys(_CODES.values(), _ATOM)
 for _kind, _names in {
     _BUILTIN: "EMPTY_LIST LIST EMPTY_DICT DICT EMPTY_SET BYTEARRAY8",
@@ -1682,11 +1765,16 @@ for _kind, _names in {
     _RESULT: "FROZENSET REDUCE NEWOBJ NEWOBJ_EX OBJ INST",
 }.items():
     _MADE_KINDS.update(dict.fromkeys(_codes(_names), _kind))
-_TYPE_NAMES = {ord(op.code): op.stack_after[0].name for op in pickletools.opcodes if op.stack_after}
+_TYPE_NAMES = {
+    ord(op.code): op.stack_after[0].name.replace("int_or_bool", "int")
+    for op in pickletools.opcodes
+    if op.stack_after
+}
 
 _GROUP_TRACES = 1000  # as many objects as a pickler writes between MARK and APPENDS
 _COPY_BUFFER_BYTES = 64 << 10
 _SPOOL_BYTES = 16 << 20  # what a sub-batch shares with others stays in memory up to here
+_SPOOL_READ_BYTES = 32 << 10  # shared objects lie apart: of 40 000 small ones 1 MiB each was read
 _NOT_COPYABLE = "usa códigos de pickle que no se pueden copiar"
 _UNUSUAL_LIST = "la lista no está escrita como la escribe pickle.dump"
 
@@ -1813,13 +1901,28 @@ def _skip_slowly(window: _Window, code: int, width: int) -> None:
 
 def _read_memo_id(code: int, argument: bytes) -> int:
     if code in _N_LINES:
-        return int(argument[: argument.index(b"\n")])
+        return int(argument.partition(b"\n")[0])
     return int.from_bytes(argument, "little")
 
 
 _FETCHED = 1 << 62  # larger than any memo id: see PickleIndex
+_MAX_NAMES = 1 << 32  # what LONG_BINPUT can say; the unpickler in C makes a table as long as that
 _NO_IDS = array.array("q")
 _FRAME_BYTE = b"%c" % _FRAME
+
+
+class _Call(NamedTuple):
+    """A call: its end (or that of the FRAME that follows), its function, what it was given.
+
+    fetched: ids of what it has fetched as arguments; the events, among which these are; or None,
+    where they are not known.  recursive_tuple: id of the tuple of its arguments, if this leads back
+    to the call.
+    """
+
+    end: int
+    function: int
+    fetched: Union[array.array[int], slice, None]
+    recursive_tuple: int = -1
 
 
 class PickleIndex:
@@ -1875,9 +1978,7 @@ class PickleIndex:
         self._free_ids = array.array("I")
         # The tuple that was last: where it begins, and what itself has fetched.
         self._last_tuple: tuple[int, array.array[int]] = (-1, _NO_IDS)
-        # The call that was last: its end (or of the FRAME that follows), function and what it
-        # fetched as arguments, if known.
-        self._last_call: tuple[int, int, Optional[array.array[int]]] = (-1, 0, None)
+        self._last_call = _Call(-1, 0, None)
         # Where what POP threw away began, if it belongs to the fetch that follows; -1 if not.
         self._popped = -1
         self._popped_starts: dict[int, int] = {}  # by event
@@ -1896,8 +1997,10 @@ class PickleIndex:
             handlers[code](code, start, end, argument)
         self.pickled_bytes = window.position
         self._amended = sorted(self.amendments)
-        if window.peek(1):
-            raise LoadError(self._path, *MORE_DATA)
+        if more := window.peek(1):
+            first_is_list = self._bottom in _LIST_MAKERS
+            raise more_data(self._path, first_is_list=first_is_list, byte=more)
+        self._refuse_other_top()
 
     @property
     def n_traces(self) -> int:
@@ -1909,7 +2012,8 @@ class PickleIndex:
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise LoadError for what only the default mode can split."""
-        raise LoadError(self._path, problem, "usa el modo normal, sin --low-memory")
+        hint = f"usa el modo normal, sin {LOW_MEMORY}; si tampoco puede, {COPY_HINT}"
+        raise LoadError(self._path, problem, hint)
 
     def _misuse(self, start: int) -> NoReturn:
         raise pickle.UnpicklingError(f"la pila o el memo no cuadran en la posición {start}")
@@ -1959,14 +2063,14 @@ class PickleIndex:
 
     def _push_text(self, code: int, start: int, end: int, argument: bytes) -> None:
         self._push(code, start, end, argument)
-        kind = _TEXT_KINDS.get(argument[:6], _ATOM)
-        if kind != _JOBLIB_TEXT or argument.startswith(_JOBLIB_NAME, 1):
-            self._kinds[-1] = kind
+        self._kinds[-1] = _TEXT_KINDS.get(argument[1 : argument[0] + 1], _ATOM)
 
     def _push_global(self, code: int, start: int, end: int, argument: bytes) -> None:
         self._push(code, start, end, argument)
-        if argument.startswith(_FIXED_MAKERS):
+        if argument.startswith(_FIXED_GLOBALS):
             self._kinds[-1] = _FIXED_MAKER
+        elif argument.startswith(_CONTAINER_GLOBALS):
+            self._kinds[-1] = _CONTAINER
         elif argument.startswith(_JOBLIB_NAME + b"\n"):
             raise LoadError(self._path, *JOBLIB)
 
@@ -2012,12 +2116,12 @@ class PickleIndex:
             kind = self._note_tuple(height, span_start)
         elif code in _CALLS:
             entry = self._note_call(code, height, span_start, end)
-            if code != _INST and n_objects and self._kinds[height] == _FIXED_MAKER:
-                kind = _FIXED
-        elif code == _STACK_GLOBAL and self._kinds[height:] == _DTYPE_NAMES:
-            kind = _FIXED_MAKER
+            if code != _INST:
+                kind = _KINDS_OF_RESULTS.get(self._kinds[height], kind)
         elif code == _STACK_GLOBAL and self._kinds[height] == _JOBLIB_TEXT:
             raise LoadError(self._path, *JOBLIB)
+        elif code == _STACK_GLOBAL:
+            kind = _MAKERS_OF_TEXTS.get(bytes(self._kinds[height:]), kind)
         self._drop(height)
         if not self._stack:
             self._begin_object(code, n_objects)
@@ -2084,7 +2188,7 @@ class PickleIndex:
         if min(self._kinds[height:], default=_ATOM) > _BUILTIN:
             return _NO_IDS
         lying = zip(self._stack[height:], self._kinds[height:])
-        fetched = [self._id_of(e) for e, kind in lying if ~e >= _FETCHED and kind <= _BUILTIN]
+        fetched = (self._id_of(e) for e, kind in lying if ~e >= _FETCHED and kind <= _BUILTIN)
         return array.array("q", fetched)
 
     def _find_made(self, height: int) -> array.array[int]:
@@ -2126,27 +2230,32 @@ class PickleIndex:
         object refers to others, and those that pickle makes so do not change them.
         """
         first = height if code == _INST else height + 1  # the function comes before
-        function = self._stack[height] if code != _INST else 0
-        made = _NO_IDS
-        if min(self._kinds[first:], default=_ATOM) <= _TUPLE:
-            made = self._take_free(self._start_of(self._stack[first]))
-        known: Optional[array.array[int]] = self._find_fetched(first)
-        if code in _CALLS_OF_TUPLE:
-            known = None  # of a tuple that is fetched, or made long before, nothing is known
-            if self._last_tuple[0] == self._start_of(self._stack[first]):
-                known = self._last_tuple[1]
-            elif self._kinds[first] >= _ATOM:
-                known = _NO_IDS
-        elif code == _NEWOBJ_EX:  # the arguments by name are in a dict: all that is in it
-            since = self._start_of(self._stack[first])
-            others = self.event_ids[slice(*self._events_between(since, end))]
-            known = array.array("q", [i for i in others if i >= 0 and self.kinds[i] <= _BUILTIN])
-        self._last_call = (end, function, known)
-        if not made:
+        self._last_call = self._describe_call(code, first, end)
+        is_harmless = code != _INST and self._kinds[height] in _KINDS_OF_RESULTS
+        if is_harmless or min(self._kinds[first:], default=_ATOM) > _TUPLE:
+            return span_start
+        if not (made := self._take_free(self._start_of(self._stack[first]))):
             return span_start
         row = self._new_row(span_start, end)
         self._join(made, row)
         return ~row
+
+    def _describe_call(self, code: int, first: int, end: int) -> _Call:
+        """Return what is known of a call whose arguments lie from first on."""
+        function = self._stack[first - 1] if code != _INST else 0
+        if code == _NEWOBJ_EX:  # the arguments by name are in a dict: all that is in it
+            among = self._events_between(self._start_of(self._stack[first]), end)
+            return _Call(end, function, slice(*among))
+        if code not in _CALLS_OF_TUPLE:
+            return _Call(end, function, self._find_fetched(first))
+        entry = self._stack[first]
+        if self._last_tuple[0] == self._start_of(entry):
+            return _Call(end, function, self._last_tuple[1])
+        if self._kinds[first] >= _ATOM:
+            return _Call(end, function, _NO_IDS)
+        # Of a tuple that is fetched, or was made long before, nothing is known.
+        is_recursive = ~entry - _FETCHED in self._popped_starts
+        return _Call(end, function, None, self._id_of(entry) if is_recursive else -1)
 
     def _amend(self, code: int, start: int, end: int, argument: bytes) -> None:
         """Add a fixed number of objects to the one below them."""
@@ -2217,8 +2326,10 @@ class PickleIndex:
             return -1
         return number + bisect_right(self._puts_before_rows, number) if self._rows else number
 
-    def _name_id(self, name: int) -> None:
+    def _name_id(self, name: int, start: int) -> None:
         """Note the name that a PUT gives to the next memo id."""
+        if not 0 <= name < _MAX_NAMES:
+            self._misuse(start)
         n_puts = len(self.starts) - len(self._rows)
         if not n_puts:
             self._first_name = name
@@ -2235,9 +2346,9 @@ class PickleIndex:
         self._need(1, start)
         if code != _MEMOIZE:
             self.explicit_puts = True
-            self._name_id(_read_memo_id(code, argument))
+            self._name_id(_read_memo_id(code, argument), start)
         elif self._first_name or self._names is not None:
-            self._name_id(len(self.starts) - len(self._rows))
+            self._name_id(len(self.starts) - len(self._rows), start)
         entry = self._stack[-1]
         if ~entry >= _FETCHED:
             self.refuse(_NOT_COPYABLE)
@@ -2307,7 +2418,7 @@ class PickleIndex:
                 self._amending.remove(~entry)
                 self._keep_apart()
                 return
-            is_effect = self._last_call[0] == start and not self._is_made_again(
+            is_effect = self._last_call.end == start and not self._is_made_again(
                 popped_start, next_id
             )
             if is_effect and self._take_effect(entry, popped_start, start, end):
@@ -2336,7 +2447,10 @@ class PickleIndex:
         Then the same function has made that as a part of its own arguments, from all that the last
         call fetches.
         """
-        _, function, fetched = self._last_call
+        call = self._last_call
+        fetched = self._fetched_by_last_call()
+        if fetched is None and call.recursive_tuple >= 0:
+            fetched = array.array("q", [call.recursive_tuple])
         if fetched is None or next_id < 0 or self.kinds[next_id] > _BUILTIN:
             return False
         start, stop = self.starts[next_id], self.defined[next_id]
@@ -2346,10 +2460,17 @@ class PickleIndex:
         inner = self.event_ids[first:last]
         beneath = self._id_of(self._stack[-1]) if self._stack else -1
         return (
-            self._are_one(self._id_of(function), inner[0])
+            self._are_one(self._id_of(call.function), inner[0])
             and not any(self._are_one(beneath, other) for other in fetched)
             and all(start <= self.defined[other] < stop or other in inner for other in fetched)
         )
+
+    def _fetched_by_last_call(self) -> Optional[array.array[int]]:
+        fetched = self._last_call.fetched
+        if isinstance(fetched, slice):
+            among = self.event_ids[fetched]
+            return array.array("q", (i for i in among if i >= 0 and self.kinds[i] <= _BUILTIN))
+        return fetched
 
     def _are_one(self, memo_id: int, other: int) -> bool:
         return min(memo_id, other) >= 0 and self.unit_of(memo_id) == self.unit_of(other)
@@ -2360,7 +2481,7 @@ class PickleIndex:
         This is the object beneath, with which the call now shares a span, and what it has fetched
         as arguments.  Return whether there was an object beneath.
         """
-        _, _, fetched = self._last_call
+        fetched = self._fetched_by_last_call()
         if fetched is None:
             self.refuse(_NOT_COPYABLE)
         is_beneath = self._has_objects() and self._kinds[-1] <= _BUILTIN
@@ -2381,8 +2502,8 @@ class PickleIndex:
     def _frame(self, code: int, start: int, end: int, argument: bytes) -> None:
         self.event_positions.append(start)
         self.event_ids.append(-1)
-        if self._last_call[0] == start:
-            self._last_call = (end, *self._last_call[1:])
+        if self._last_call.end == start:
+            self._last_call = self._last_call._replace(end=end)
 
     def _proto(self, code: int, start: int, end: int, argument: bytes) -> None:
         if start:
@@ -2401,18 +2522,19 @@ class PickleIndex:
     def _stop(self, code: int, start: int, end: int, argument: bytes) -> None:
         if len(self._stack) != 1 or self._marks:
             self._misuse(start)
+        if self._bottom != _LIST:  # protocol 0 has no such opcode, 1 has no PROTO
+            self.protocol = max(self.protocol, 1)
+
+    def _refuse_other_top(self) -> None:
+        """Refuse what is no list of traces, or not one that can be copied."""
         if self._bottom not in _LIST_MAKERS:
-            type_name = _TYPE_NAMES.get(self._bottom, "any")
-            if type_name == "any":
-                self.refuse("contiene un objeto de otra clase, no una lista de traces")
+            type_name = _TYPE_NAMES.get(self._bottom, "any").replace("any", "de otra clase")
             length = f" de longitud {self._n_objects}" if self._bottom in _TUPLES else ""
             raise not_a_list(self._path, type_name + length)
         if self._list_problem:
             self.refuse(self._list_problem)
         if not self.trace_starts:
             raise LoadError(self._path, *NO_TRACES)
-        if self._bottom != _LIST:  # protocol 0 has no such opcode, 1 has no PROTO
-            self.protocol = max(self.protocol, 1)
 
     # What pass 2 asks.
 
@@ -2446,17 +2568,14 @@ class PickleIndex:
             if self.kinds[unit] >= _ATOM:
                 continue
             start, stop = self.starts[unit], self.ends[unit]
-            event, last_event = self._events_between(start, stop)
-            found = []
-            while (event := is_seen.find(0, event, last_event)) >= 0:
-                is_seen[event] = 1
-                found.append(self.event_ids[event])
+            events = _take_unseen(is_seen, *self._events_between(start, stop))
+            found: Iterator[int] = map(self.event_ids.__getitem__, events)
             if amended:
-                number = bisect_left(amended, bisect_left(self.defined, start))
+                first = bisect_left(amended, bisect_left(self.defined, start))
                 last = bisect_left(amended, bisect_left(self.defined, stop))
-                while (number := is_amended_seen.find(0, number, last)) >= 0:
-                    is_amended_seen[number] = 1
-                    found += self.amendments[amended[number]]
+                numbers = _take_unseen(is_amended_seen, first, last)
+                rows = (row for n in numbers for row in self.amendments[amended[n]])
+                found = itertools.chain(found, rows)
             for memo_id in found:
                 if memo_id >= 0 and not needed[memo_id]:
                     needed[memo_id] = 1
@@ -2500,6 +2619,13 @@ class PickleIndex:
             end = self.group_ends[group] if group_stop <= stop else self.trace_starts[stop]
             yield self.trace_starts[first], end
             first = group_stop
+
+
+def _take_unseen(is_seen: bytearray, first: int, stop: int) -> Iterator[int]:
+    """Yield the numbers from one to another that were not yielded before, and note them."""
+    while (first := is_seen.find(0, first, stop)) >= 0:
+        is_seen[first] = 1
+        yield first
 
 
 def count_walked(stream: io.BufferedReader[Any], path: Path) -> int:
@@ -2568,7 +2694,7 @@ class _Preludes:
 
     def _read(self, n_bytes: int) -> bytes:
         self._spool.seek(self._read_place)
-        piece: bytes = self._spool.read(n_bytes)
+        piece: bytes = self._spool.read(min(n_bytes, _SPOOL_READ_BYTES))
         self._read_place += len(piece)
         return piece
 
@@ -2777,6 +2903,13 @@ class IndexedBatch:
 
 PART_SUFFIX = ".part"
 SPACE_HINT = "comprueba el espacio (df -h) y los permisos de la carpeta de salida, o elige otra"
+_OTHERS_HINT = "mira qué otro programa usa la carpeta de salida y repite el comando"
+_SAVE_HINTS = {
+    errno.ENOENT: _OTHERS_HINT,
+    errno.EEXIST: _OTHERS_HINT,
+    errno.EISDIR: _OTHERS_HINT,
+    errno.ENAMETOOLONG: "acorta el nombre del original",
+}
 
 
 _ANY_SUFFIX = "|".join(re.escape(codec.suffix) for codec in CODECS)
@@ -2910,12 +3043,13 @@ def refuse_or_skip(source: Path, found: _FoundSet, *, skip_existing: bool) -> bo
 
 @contextlib.contextmanager
 def saving(path: Path) -> Iterator[None]:
-    """Turn whatever the system refuses into one SaveError about path."""
+    """Turn whatever the system refuses into one SaveError, about path or what the error names."""
     try:
         yield
     except OSError as error:
         problem = f"No se pudo guardar: {explain_os_error(error)}"
-        raise SaveError(path, problem, SPACE_HINT) from error
+        named = Path(error.filename) if isinstance(error.filename, (str, Path)) else path
+        raise SaveError(named, problem, _SAVE_HINTS.get(error.errno or 0, SPACE_HINT)) from error
 
 
 def _make_folder(path: Path) -> bool:
@@ -3198,7 +3332,7 @@ class OutputSet:
             raise OutputError(
                 sub_batch.part,
                 "No se pudo guardar: otro proceso lo ha quitado o cambiado",
-                "mira qué otro programa usa la carpeta de salida y repite el comando",
+                _OTHERS_HINT,
             )
         os.rename(sub_batch.part, sub_batch.final)
 
@@ -3278,7 +3412,7 @@ def delete_source(
 _CountTraces = Callable[["io.BufferedReader[Any]", Path], int]
 
 
-_REPORT_HINT = "es un fallo de este programa: informa de él con el archivo que lo provoca"
+REPORT_HINT = "es un fallo de este programa: informa de él con el archivo que lo provoca"
 _DISK_HINT = "repite el comando; si vuelve a fallar, el disco de salida no es fiable: elige otro"
 
 
@@ -3308,15 +3442,18 @@ def _validate_part(
                 rest = bytearray(BLOCK_BYTES)
                 while file.readinto(rest):  # what it did not come to: are those the bytes written?
                     pass
-    except OSError as error:
-        problem = f"la validación no pudo releerlo: {explain_os_error(error)}"
-        raise ValidationError(sub_batch.part, problem, _DISK_HINT) from error
+    except StreamError as error:
+        problem, hint = os_problem_of(error)
+        if error.errno not in (errno.ENOENT, errno.EACCES):
+            hint = _DISK_HINT
+        problem = f"la validación no pudo releerlo: {problem}"
+        raise ValidationError(sub_batch.part, problem, hint) from error
     if (size_bytes, crc32) != (sub_batch.size_bytes, sub_batch.crc32):
         problem = "la validación falló: el disco no devuelve los bytes que se escribieron"
         raise ValidationError(sub_batch.part, problem, _DISK_HINT)
     if failed is None and n_traces != sub_batch.n_traces:
         problem = f"la validación falló: {n_traces} traces en vez de {sub_batch.n_traces}"
-        raise ValidationError(sub_batch.part, problem, _REPORT_HINT)
+        raise ValidationError(sub_batch.part, problem, REPORT_HINT)
     return failed
 
 
@@ -3341,7 +3478,7 @@ def validate_parts(
             problem = f"la validación falló: está bien escrito, pero no se carga: {error.problem}"
             hint = error.hint if lacks_memory(error) else LOW_MEMORY_HINT
             if count_traces is count_walked:
-                hint = _REPORT_HINT
+                hint = REPORT_HINT
             raise ValidationError(sub_batch.part, problem, hint) from error
     meter.add(0)  # a last chance to cancel
     total = sum(part.n_traces for part in sub_batches)
@@ -3349,7 +3486,7 @@ def validate_parts(
         raise ValidationError(
             sub_batches[0].part,
             f"la validación falló: {total} traces en los sub-batches y {n_traces} en el original",
-            _REPORT_HINT,
+            REPORT_HINT,
         )
 
 
@@ -3465,7 +3602,9 @@ def _verify_walked(
 
 def _find_finals(source: Source, folder: Path) -> dict[Path, Fingerprint]:
     """Return the files of a set, whole as far as names tell, and what must be so of them later."""
-    found = find_set(folder, source.stem, source.identity)
+    with reading():
+        found = find_set(folder, source.stem, source.identity)
+        fingerprints = {path: Fingerprint.of(os.lstat(path)) for path in found.finals}
     if found.state not in (SetState.WHOLE, SetState.MISFIT):
         problem = "no tiene un conjunto completo en la salida"
         hint = "divídelo con el mismo comando sin --verify"
@@ -3473,10 +3612,14 @@ def _find_finals(source: Source, folder: Path) -> dict[Path, Fingerprint]:
             hint = "aparta lo que hay de él en la salida y divídelo otra vez"
         raise VerificationError(source.path, problem, hint)
     for path in found.finals:
+        problem = ""
         if not path.is_file():  # opening a FIFO would wait for its writer
             problem = f"{path.name} no es un archivo normal"
+        elif os.path.samefile(path, source.path):
+            problem = f"{path.name} es el propio original, o un enlace a él"
+        if problem:
             raise VerificationError(source.path, problem, _SET_HINT)
-    return {path: Fingerprint.of(os.lstat(path)) for path in found.finals}
+    return fingerprints
 
 
 @contextlib.contextmanager
@@ -3491,9 +3634,12 @@ def _explaining_unreadable_set(source: Source) -> Iterator[None]:
             raise LoadError(source.path, *NO_MEMORY) from error
         problem = f"{error.path.name} no se puede leer: {error.problem}"
         raise VerificationError(error.path, problem, _SET_HINT) from error
-    except OSError as error:
-        problem = f"no se puede leer su conjunto: {explain_os_error(error)}"
-        raise VerificationError(source.path, problem, _SET_HINT) from error
+    except StreamError as error:
+        problem, hint = os_problem_of(error)
+        if error.errno in (None, errno.EIO):
+            hint = _SET_HINT
+        problem = f"no se puede leer su conjunto: {problem} ({error.filename})"
+        raise VerificationError(source.path, problem, hint) from error
 
 
 @contextlib.contextmanager
@@ -3827,8 +3973,9 @@ def _foresee_skip(
         found = find_set(output_dir, batch_stem(source.name) or source.name, identity)
         skip = refuse_or_skip(source, found, skip_existing=skip_existing)
     except OSError as error:
-        problem = f"no se puede leer la carpeta de salida ({explain_os_error(error)})"
-        raise OutputError(source, problem, SPACE_HINT) from error
+        problem, hint = os_problem_of(error)
+        problem = f"no se puede leer la salida: {problem} ({error.filename})"
+        raise OutputError(source, problem, hint) from error
     if not skip:
         with contextlib.closing(Source(source, ignore_progress)) as opened:
             if look_inside:  # as the split will begin
@@ -4011,6 +4158,8 @@ def _shielding(stream: Any) -> Iterator[None]:
 
 
 _COLUMNS, _ROWS = 80, 24  # of a terminal that does not know its own size: 0 x 0, as in containers
+_BAR = "{l_bar}{bar}| {sizes} [{elapsed}<{remaining}, {speed}]"
+_NARROW_BAR = "{l_bar}{bar}| [{remaining}]"  # where the numbers would leave no bar, or be cut off
 _FREE_COLUMNS = 3  # a terminal shows ^C where the bar ends: at the edge it would break the line
 
 
@@ -4022,12 +4171,19 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # at run time it takes no arguments
         shown = dict(super().format_dict)
         done, total, elapsed = shown["n"], shown["total"], shown["elapsed"]
         speed = shown["rate"] or (done / elapsed if elapsed else 0)
+        columns = self.columns()
         return {
             **shown,
-            "ncols": max(1, self.columns() - _FREE_COLUMNS),
+            "bar_format": _BAR if columns >= _COLUMNS else _NARROW_BAR,
+            "ncols": max(1, columns - _FREE_COLUMNS),
             "sizes": f"{format_size(done)}/{format_size(total)}",
             "speed": f"{format_size(speed)}/s",
         }
+
+    def refresh(self, *_: object, **__: object) -> None:
+        """Do as tqdm does, but let go of its lock, which other threads need, if this fails."""
+        with self.get_lock():  # type: ignore[no-untyped-call]
+            super().refresh(nolock=True)
 
     def columns(self) -> int:
         """Return how wide the terminal is now; what tqdm makes of 0 x 0 depends on its version."""
@@ -4079,7 +4235,6 @@ class Console:
                 self._bar = _Bar(
                     total=expected_bytes,
                     desc=label,
-                    bar_format="{l_bar}{bar}| {sizes} [{elapsed}<{remaining}, {speed}]",
                     ncols=_COLUMNS,
                     nrows=_ROWS,
                     leave=False,
@@ -4519,7 +4674,8 @@ def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
             os.stat(path)
         except FileNotFoundError:
             if path is args.input:
-                parser.error(f"la entrada no existe: {path}")
+                what = "es un enlace simbólico roto" if path.is_symlink() else "no existe"
+                parser.error(f"la entrada {what}: {path}")
         except OSError as error:
             parser.error(f"la {name} no se puede usar ({explain_os_error(error)}): {path}")
     if not args.input.is_dir() and batch_stem(args.input.name) is None:
@@ -4654,6 +4810,7 @@ class _Run:
                 interrupted, current, len(plan) - n_done, verify=self._args.verify
             )
             self._console.error(*lines)
+            self._exit_code = 1  # should it not have been a signal
         else:
             if self._signals.caught:
                 self._console.error("Interrumpido cuando ya no quedaba ningún archivo por hacer.")
@@ -4693,9 +4850,11 @@ class _Run:
             self._fail(planned, describe_error(error, planned.source, args.output))
         except Interrupted:
             raise
-        except BaseException:  # a fault of this script: show it, and go on with the others
+        except BaseException as error:  # a fault of this script: show it, and go on with the others
             trace = traceback.format_exc().splitlines()
-            self._fail(planned, [f"ERROR {planned.source}: fallo inesperado", *trace])
+            fault = SplitError(planned.source, "fallo inesperado", REPORT_HINT)
+            fault.leftovers = getattr(error, "leftovers", ())
+            self._fail(planned, describe_error(fault, planned.source, args.output) + trace)
         else:
             self._tell(planned, report, time.perf_counter() - started)
 

@@ -91,17 +91,18 @@ def test_split_file_needs_no_signals(tmp_path: Path) -> None:
 
 
 class CountedCancel:
-    """A progress callback that raises at its k-th call."""
+    """A progress callback that raises at its k-th call: an OSError, if k is even."""
 
     def __init__(self, k: int) -> None:
         self.left = k
+        self.error = (PermissionError, KeyboardInterrupt)[k % 2]
         self.phases: list[Phase] = []
 
     def __call__(self, phase: Phase, done_bytes: int, expected_bytes: int) -> None:
         self.left -= 1
         self.phases.append(phase)
         if self.left == 0:
-            raise KeyboardInterrupt
+            raise self.error
 
 
 @low_memory_or_not
@@ -124,7 +125,7 @@ def test_cancel_at_any_callback_leaves_nothing(
                 low_memory=low_memory,
                 progress=cancel,
             )
-        except KeyboardInterrupt:
+        except cancel.error:
             cancelled_in.append(cancel.phases[-1])
             assert names(output) == []
             assert source.read_bytes() == before
@@ -140,7 +141,7 @@ class Cancelled(BaseException):
 
 
 @pytest.mark.parametrize("phase", [Phase.LOAD, Phase.SAVE, Phase.VALIDATE])
-@pytest.mark.parametrize("error", [Cancelled, KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("error", [Cancelled, KeyboardInterrupt, ZeroDivisionError, OSError])
 def test_what_the_progress_raises_comes_out_as_it_is(
     tmp_path: Path, phase: Phase, error: type[BaseException]
 ) -> None:
@@ -152,7 +153,8 @@ def test_what_the_progress_raises_comes_out_as_it_is(
         if now is phase and done_bytes > 2 * BLOCK_BYTES:
             raise error
 
-    with pytest.raises(error):
+    with pytest.raises(error) as raised:
         split_file(tmp_path / "a.pkl", tmp_path / "out", progress=progress, jobs=3)
     assert names(tmp_path / "out") == []
     assert threading.active_count() == before
+    assert raised.type is error

@@ -81,7 +81,11 @@ def test_jobs_are_the_usable_processors_by_default() -> None:
         pytest.param("-i in -o out extra", "argumentos desconocidos: extra", id="stray-argument"),
         pytest.param("-i none -o out", "la entrada no existe: none", id="missing-input"),
         pytest.param("-i none.pkl -o out", "la entrada no existe: none.pkl", id="missing-file"),
-        pytest.param("-i dangling.pkl -o out", "la entrada no existe", id="dangling-symlink"),
+        pytest.param(
+            "-i dangling.pkl -o out",
+            "la entrada es un enlace simbólico roto: dangling.pkl",
+            id="dangling-symlink",
+        ),
         pytest.param("-i in -o out -n 0", "debe ser un entero de 1 o más", id="n-0"),
         pytest.param("-i in -o out -n -1", "debe ser un entero de 1 o más", id="n-negative"),
         pytest.param("-i in -o out -n x", "debe ser un entero de 1 o más", id="n-text"),

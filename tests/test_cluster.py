@@ -78,7 +78,7 @@ def test_gnu_parallel_on_this_machine(project: Path) -> None:
         done = run_block(script, project, environment(HOME=str(project)))
         assert done.returncode == 0, done.stderr
         assert_all_split(project)
-    assert len((project / "dividir.log").read_text().splitlines()) == 1 + len(STEMS)
+    assert len((project / "trabajos.log").read_text().splitlines()) == 1 + len(STEMS)
 
 
 @needs_parallel

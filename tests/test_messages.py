@@ -173,10 +173,14 @@ class Kind(NamedTuple):
     low: str = ""
 
 
+SOUND = pickle.dumps([1, 2, 3])
+ONE_TRACE = pickle.dumps({"question_id": "q"})
 COPY_AGAIN = "vuelve a copiar"
 CODE = "el código de sus traces falla al cargarlos"
 MEMORY = "no hay memoria suficiente para cargarlo entero"
 NO_GPU = "contiene tensores de una GPU que aquí no se puede usar"
+NOT_A_LIST = "hay más datos después del primer pickle, que no es una lista"
+NO_OTHER = "hay datos después del pickle que no son otro pickle"
 NOT_AGAIN = "No se pudo guardar: sus traces no se pueden volver a guardar con pickle"
 CAUSES = {
     "python2_text": Kind(b"\x80\x02](U\x02\xc3\xa9K\x01e.", "textos de Python 2"),
@@ -240,6 +244,16 @@ CAUSES = {
     "crc_after_code": Kind(
         damaged_where_code_fails_first(), "el gzip está dañado", COPY_AGAIN, "el gzip está dañado"
     ),
+    "class_that_is_a_function_now": Kind(
+        b"\x80\x02](K\x01\x8c\x09functools\x8c\x05cache\x93)\x81e.",
+        f"{CODE} (UnpicklingError: NEWOBJ",
+    ),
+    "two_lists": Kind(SOUND * 2, "del primer pickle", "cada lista en su propio", "primer pickle"),
+    "one_by_one": Kind(ONE_TRACE * 2, NOT_A_LIST, "todos en una lista", NOT_A_LIST),
+    "members": Kind(gzip.compress(ONE_TRACE) * 2, NOT_A_LIST, "todos en una lista", NOT_A_LIST),
+    "newline_after": Kind(SOUND + b"\n", NO_OTHER, COPY_AGAIN, NO_OTHER),
+    "zeros_after": Kind(SOUND + bytes(512), NO_OTHER, COPY_AGAIN, NO_OTHER),
+    "text_after": Kind(SOUND + b"junk", NO_OTHER, COPY_AGAIN, NO_OTHER),
     "tuple": Kind(
         pickle.dumps(([1], [2])),
         "un objeto tuple de longitud 2, no una lista",
@@ -264,16 +278,25 @@ def saved_array(save: str) -> bytes:
 def tarred() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("traces.pkl"))
+        entry = tarfile.TarInfo("traces.pkl")
+        entry.size = len(SOUND)
+        archive.addfile(entry, io.BytesIO(SOUND))
     return buffer.getvalue()
 
 
-SOUND = pickle.dumps([1, 2, 3])
-TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # torch.serialization.MAGIC_NUMBER
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
+GUNZIP = "quítale el gzip con «gzip -dc < "
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 15032385536\n"
 FORMATS = {
     "torch_zip": (TORCH_ZIP, "torch.save", "torch.load"),
-    "torch_legacy": (TORCH_MAGIC + SOUND, "torch.save en su formato antiguo", "torch.load"),
+    **{
+        f"torch_legacy_{protocol}": (
+            pickle.dumps(TORCH_MAGIC, protocol) + SOUND,
+            "torch.save en su formato antiguo",
+            "torch.load",
+        )
+        for protocol in range(2, 6)
+    },
     "zip": (zipped("a/traces.pkl"), "es un zip,", "«unzip "),
     "npz": (saved_array("savez"), "un .npz de numpy", "numpy.load"),
     "npy": (saved_array("save"), "un .npy de numpy", "numpy.load"),
@@ -282,19 +305,36 @@ FORMATS = {
     "lzma": (lzma.compress(SOUND, lzma.FORMAT_ALONE), "comprimido con lzma", "«xz --format=lzma"),
     "zstd": (b"\x28\xb5\x2f\xfd\x04\0", "comprimido con zstd", "«zstd -dc < "),
     "lz4": (b"\x04\x22\x4d\x18\x64\x40", "comprimido con lz4", "«lz4 -dc < "),
-    "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "es un 7z", "«7z x "),
-    "tar": (tarred(), "es un tar", "«tar xf "),
+    "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "es un 7z", "/in/7z.pkl -o/"),
+    "tar": (tarred(), "es un tar", "«mkdir "),
     "gzip_twice": (gzip.compress(gzip.compress(SOUND)), "dos veces con gzip", "«gzip -dc < "),
+    "gzip_xz": (gzip.compress(lzma.compress(SOUND)), "comprimido con xz", GUNZIP),
+    "gzip_zip": (gzip.compress(zipped("traces.pkl")), "es un zip,", GUNZIP),
+    "gzip_npy": (gzip.compress(saved_array("save")), "un .npy de numpy", GUNZIP),
     "hdf5": (b"\x89HDF\r\n\x1a\n\0", "es un HDF5", "h5py"),
-    "parquet": (b"PAR1\x15\x04", "es un Parquet", "pandas"),
+    "parquet": (b"PAR1\x15\x04", "es un Parquet o un Arrow", "pandas"),
+    "arrow": (b"ARROW1\0\0", "es un Parquet o un Arrow", "pyarrow"),
+    "feather": (b"FEA1\0\0\0\0", "es un Parquet o un Arrow", "pyarrow"),
+    "safetensors": (
+        b'\x40\0\0\0\0\0\0\0{"h":{"dtype":"F16"',
+        "es un safetensors",
+        "con safetensors",
+    ),
+    "sqlite": (b"SQLite format 3\0\x10\0", "una base de datos SQLite", "con sqlite3"),
     "joblib": (joblib_bytes(), "lo escribió joblib.dump", "joblib.load"),
     "joblib_protocol_2": (joblib_bytes(protocol=2), "lo escribió joblib.dump", "joblib.load"),
     "joblib_zlib": (joblib_bytes(3), "comprimido con zlib", "joblib.load"),
     "joblib_gzip": (joblib_bytes(("gzip", 3)), "lo escribió joblib.dump", "joblib.load"),
     "joblib_bz2": (joblib_bytes(("bz2", 3)), "comprimido con bzip2", "«bzip2 -dc < "),
     "json": (json.dumps([{"a": 1}], indent=1).encode(), "es JSON", "con json"),
+    "json_true": (b"[true]", "es JSON", "con json"),
+    "json_null": (b"[null]", "es JSON", "con json"),
     "json_lines": (b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n', "es JSON", "con json"),
     "html": (b"\n<!DOCTYPE html><html><title>Sign in</title>", "es HTML o XML", "otra vez"),
+    "gzip_html": (gzip.compress(b"<html>Sign in</html>"), "es HTML o XML", "otra vez"),
+    "xml": (b"<Error><Code>AccessDenied</Code>", "es HTML o XML", "otra vez"),
+    "annex": (b"/annex/objects/MD5E-s9--4d7a.pkl\n", "un puntero de git-annex", "git annex get"),
+    "annex_link": (b"../.git/annex/objects/q/MD5E-s9", "un puntero de git-annex", "git annex get"),
     "git_lfs": (LFS, "un puntero de git-lfs", "git lfs pull"),
     "zeros": (bytes(5000), "empieza con ceros", COPY_AGAIN),
 }
@@ -386,6 +426,7 @@ def test_another_format_is_named_with_what_opens_it(
     assert outcome is not None
     assert problem in outcome.problem
     assert hint in outcome.hint
+    assert ("quítale" in outcome.hint) == (hint == GUNZIP)
 
 
 def test_links_that_lead_nowhere(outcomes: Outcomes) -> None:
@@ -414,26 +455,28 @@ def test_the_modes_agree_or_one_points_to_the_other(outcomes: Outcomes) -> None:
             assert "--low-memory" not in low.hint.replace("sin --low-memory", ""), name
 
 
-COMMANDS = [name for name, (_, _, hint) in FORMATS.items() if re.match("«.+<", hint)]
+BEYOND_COMMANDS = ("zstd", "lz4", "joblib_bz2", "gzip_npy")  # no more than a header, or no list
+COMMANDS = [name for name, (_, _, hint) in FORMATS.items() if "«" in hint]
 
 
-@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("zstd", "lz4", "joblib_bz2")])
-def test_the_command_that_decompresses_gives_what_can_be_split(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in BEYOND_COMMANDS])
+def test_the_commands_of_a_hint_give_what_can_be_split(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "in it's"  # a name that a shell would not take as it is
     folder.mkdir()
     (folder / "a b.pkl").write_bytes(FORMATS[name][0])
     (outcome,) = outcomes_of(folder, environment()).values()
     assert outcome is not None
-    match = re.search("«(.+)»", outcome.hint)
-    assert match is not None
-    if shutil.which(match[1].split()[0]) is None:
-        pytest.skip(f"no {match[1].split()[0]} here")
-    subprocess.run(["sh", "-ec", match[1]], check=True)
+    for command in re.findall("«(.+?)»", outcome.hint):
+        if shutil.which(command.split()[0]) is None:
+            pytest.skip(f"no {command.split()[0]} here")
+        subprocess.run(["sh", "-ec", command], check=True, cwd=tmp_path)
     (folder / "a b.pkl").unlink()
-    assert list(outcomes_of(folder, environment()).values()) == [None]
+    (inner,) = folder.rglob("*.pkl")
+    assert split("-i", inner, "-o", tmp_path / "inner").returncode == 0
 
 
 BEGINNINGS = ["x", '{"a": 1}', "ab{", "\x01", "<html>", "PK\x03\x04", "version https://git-lfs"]
+BEGINNINGS += ["ARROW1", "<Error>", "[true]", "/annex/objects", '\0\0{"']
 
 
 def test_no_sound_pickle_is_taken_for_another_format(tmp_path: Path) -> None:
@@ -505,7 +548,9 @@ sys.exit(divide_conquer.main(["-i", {str(tmp_path / "a.pkl")!r}, "-o", {str(tmp_
     env = environment(PYTHONPATH=str(Path(__file__).parent.parent))
     done = run([sys.executable, "-c", code], env=env)
     assert done.returncode == 1
-    assert "a.pkl: fallo inesperado" in done.stderr and "IndexError: a bug" in done.stderr
+    assert "a.pkl: fallo inesperado\n  El original sigue intacto" in done.stderr
+    assert "Qué hacer: es un fallo de este programa" in done.stderr
+    assert "IndexError: a bug" in done.stderr
     assert names(tmp_path / "out") == []
 
 

@@ -9,6 +9,7 @@ import pytest
 from helpers import (
     Folders,
     Mode,
+    assert_fails,
     environment,
     load,
     load_set,
@@ -50,6 +51,16 @@ def test_two_inputs_of_one_stem_both_fail(folders: Folders) -> None:
     assert "a.pkl.gz: sus sub-batches se llamarían igual que los de a.pkl\n" in done.stderr
     assert names(folders.output) == sub_names("b", 1)
     assert "1 dividido, 2 con error" in done.stdout
+
+
+@pytest.mark.parametrize("length", [240, 250], ids=["part", "lock"])
+def test_name_too_long_for_what_is_made_of_it_is_to_be_shortened(
+    folders: Folders, length: int
+) -> None:
+    write_batch(folders.source / f"{'x' * length}.pkl", [1])
+    done = split(*folders.args())
+    assert_fails(done, "nombre de archivo demasiado largo", "Qué hacer: acorta el nombre del")
+    assert names(folders.output) == []
 
 
 @modes

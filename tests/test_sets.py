@@ -248,7 +248,8 @@ def test_file_that_appears_meanwhile_is_never_replaced(folders: Folders, number:
     (folders.source / "a.pkl").write_bytes(pickled_list(call, call, call))
     done = split(*folders.args("-n", 1, "--delete-original", "--yes"), env=env)
     assert done.returncode == 1
-    assert "No se pudo guardar: el archivo ya existe" in done.stderr
+    assert f"No se pudo guardar: el archivo ya existe ({intruder})\n" in done.stderr
+    assert "Qué hacer: mira qué otro programa usa la carpeta de salida y repite" in done.stderr
     assert names(folders.source) == ["a.pkl"]
     assert names(folders.output) == [intruder.name]
     assert intruder.read_bytes() == b"theirs"

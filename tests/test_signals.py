@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,8 +28,11 @@ from faults import (
 from helpers import (
     ALL_FAULTS,
     LIMIT_SECONDS,
+    ROOT,
     Mode,
     Script,
+    assert_fails,
+    environment,
     load,
     load_set,
     modes,
@@ -36,6 +40,7 @@ from helpers import (
     pickled_call,
     pickled_list,
     pickled_value,
+    run,
     snapshot,
     split,
     split_on_terminal,
@@ -326,6 +331,16 @@ def test_a_second_signal_does_not_disturb_what_the_first_one_began() -> None:
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         assert signals.exit_code() == 130
+
+
+def test_interruption_without_a_signal_is_no_success(tmp_path: Path) -> None:
+    module = "import divide_conquer\ndef stop(): raise divide_conquer.Interrupted\n"
+    write_module(tmp_path, "stopping", module)
+    (tmp_path / "a.pkl").write_bytes(pickled_list(pickled_call("stopping", "stop")))
+    code = "import sys, divide_conquer; sys.exit(divide_conquer.main(sys.argv[1:]))"
+    env = environment(PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    options = ("-i", str(tmp_path / "a.pkl"), "-o", str(tmp_path / "out"))
+    assert_fails(run([sys.executable, "-c", code, *options], env=env), "Interrumpido al dividir")
 
 
 def test_ctrl_c_at_the_question_does_nothing(tmp_path: Path) -> None:

@@ -456,6 +456,48 @@ def test_chain_of_tuples_takes_no_square() -> None:
     assert part.count(b"\x86") == 30_000
 
 
+@pytest.mark.parametrize(
+    "code", [b"\x93%bh\0\x86R", b"\x93)}X\x01\0\0\0a%bs\x92"], ids=["tuple", "name"]
+)
+def test_chain_of_calls_takes_no_square(code: bytes) -> None:
+    """Each gets what the next one gets, and one thing of it again: 2,000 around 20,000 lists."""
+    make = b"\x8c\x06graphs\x8c\x0cmake_amended"
+    data = b"%b"
+    for _ in range(2000):
+        data = data % (make + code)
+    data = b"\x80\x04](" + data % (b"](" + b"]\x94" * 20_000 + b"e\x94") + b"e."
+    started = time.process_time()
+    split_bytes(data, 1)
+    assert time.process_time() - started < 20
+
+
+Container = Callable[[dict[str, Any]], Any]
+CONTAINERS: list[Container] = [
+    dict,
+    collections.OrderedDict,
+    lambda items: collections.defaultdict(list, items),
+    lambda items: collections.deque(items.values()),
+    collections.Counter,
+    lambda items: list(items.values()),
+]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_containers_that_change_nothing_do_not_bring_each_other(
+    container: Container, protocol: int
+) -> None:
+    """Each trace shares a list with the next one: a sub-batch must not bring all before it."""
+    traces: list[Any] = []
+    last: list[int] = []
+    for number in range(20):
+        now = [number * 1000 + i for i in range(100)]
+        traces.append(container({"last": last, "now": now}))
+        last = now
+    data = pickle.dumps(traces, protocol)
+    assert sum(map(len, assert_slices(data, 1))) < 3 * len(data)
+
+
 def test_dtype_and_arguments_that_cannot_change_stay_small() -> None:
     """All arrays share the dtype that the first one made: it must not bring that array along."""
     for protocol in range(2, 6):
@@ -588,6 +630,19 @@ def test_recursive_results_are_no_effects() -> None:
         for traces in ([shared, made, 1], [1, shared, [shared, made]], [{"a": made}, shared]):
             for dump in (pickle.dumps, graphs.dump_python):
                 assert_slices(dump(traces, protocol), 1)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_recursive_exception(protocol: int) -> None:
+    """It gives the same tuple each time it is reduced: a pickler comes back to that, too."""
+    error = ValueError("bad token", [])
+    error.args[1].append(error)
+    for dump in (pickle.dumps, graphs.dump_python):
+        for part in split_bytes(dump([error, 1, [error]], protocol), 1)[::2]:
+            (loaded,) = pickle.loads(part)
+            loaded = loaded[0] if isinstance(loaded, list) else loaded
+            assert loaded.args[0] == "bad token"
+            assert loaded.args[1] == [loaded]
 
 
 def test_name_of_joblib_as_a_text_is_a_text() -> None:

@@ -12,14 +12,18 @@ from faults import N_PARTS, STEM, Box
 from helpers import (
     Folders,
     Mode,
+    load,
     load_set,
     modes,
     names,
     pickled_call,
     pickled_list,
+    pickled_value,
     split,
+    split_on_terminal,
     sub_names,
     write_batch,
+    write_module,
 )
 
 HOW = {
@@ -72,6 +76,30 @@ def test_what_a_trace_prints_into_a_closed_stream_goes_nowhere(folders: Folders,
     shell = ("sh", "-c", f'exec "$@" {fd}>&-', "sh")
     assert split(*folders.args(), prefix=shell).returncode == 0
     assert load_set(folders.output, "a") == [[1]]
+
+
+NAPPING = """
+import time
+
+class Nap:
+    def __reduce__(self):
+        return nap, ()
+
+def nap():
+    time.sleep(0.2)  # so that the bar is drawn again
+    return Nap()
+"""
+
+
+def test_traces_that_close_the_streams_do_not_stop_a_run_with_a_bar(folders: Folders) -> None:
+    env = write_module(folders.source.parent / "modules", "napping", NAPPING)
+    texts = ["x" * 1_000_000] * 6
+    calls = pickled_call("os", "closerange", 1, 3), pickled_call("napping", "nap")
+    (folders.source / "a.pkl").write_bytes(pickled_list(*calls, *map(pickled_value, texts)))
+    done = split_on_terminal(*folders.args("-n", 4, "--no-compress"), env=env)
+    assert done.returncode == 0
+    assert names(folders.output) == sub_names("a", 2, ".pkl")
+    assert load(folders.output / "a_sub0001.pkl") == texts[2:]
 
 
 @modes

@@ -148,6 +148,22 @@ def test_byte_that_changed_on_disk_is_found_although_it_loads(
     assert load(source) == ["sound", 1, 2]
 
 
+@low_memory_or_not
+def test_part_that_somebody_removes_is_no_fault_of_the_disk(
+    tmp_path: Path, low_memory: bool
+) -> None:
+    source, output = write_batch(tmp_path / "a.pkl", [1, 2, 3]), tmp_path / "out"
+
+    def progress(phase: Phase, done: int, expected: int) -> None:
+        if phase is Phase.VALIDATE and done == 0:
+            (output / "a_sub0000.pkl.gz.part").unlink()
+
+    with pytest.raises(ValidationError, match="no pudo releerlo: el archivo no existe") as raised:
+        split_file(source, output, low_memory=low_memory, progress=progress)
+    assert raised.value.hint == "comprueba si alguien lo ha movido o borrado"
+    assert names(output) == []
+
+
 DAMAGES = [
     pytest.param(flip_byte(0), id="magic_number"),
     pytest.param(flip_byte(3), id="gzip_flags"),

@@ -199,9 +199,10 @@ def test_what_changes_while_it_is_compared_keeps_the_original(
 
 
 @modes
+@pytest.mark.parametrize("more", [(), ("--delete-original", "--yes")], ids=["look", "delete"])
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
-def test_original_that_its_own_sub_batch_links_to_is_kept(
-    tmp_path: Path, mode: Mode, link: Callable[[Path, Path], None]
+def test_sub_batch_that_links_to_its_original_is_no_set(
+    tmp_path: Path, mode: Mode, link: Callable[[Path, Path], None], more: Mode
 ) -> None:
     """A batch of one sub-batch is equal to itself; without it nothing would be left."""
     source, output = make_set(tmp_path, ("--low-memory", "--no-compress"), "-n", 100)
@@ -210,8 +211,8 @@ def test_original_that_its_own_sub_batch_links_to_is_kept(
     source.unlink()
     source = tmp_path / "in" / "b.pkl"
     link(source, output / "b_sub0000.pkl")
-    done = verify(source, output, mode, "--delete-original", "--yes")
-    assert_fails(done, "original conservado: b_sub0000.pkl es un enlace")
+    done = verify(source, output, mode, *more)
+    assert_fails(done, "b_sub0000.pkl es el propio original, o un enlace a él")
     assert len(pickle.loads(source.read_bytes())) == 7
 
 
@@ -322,6 +323,8 @@ SETS = "[{*(f'a{i}{j}' for j in range(40)), frozenset(map(str, range(40)))} for 
 SUBCLASSES = "[Words(f'a{i}{j}' for j in range(40)) for i in range(9)]"
 NESTED = "[make_nested(i) for i in range(9)]"
 GRAPH = "[make_graph(i) for i in range(9)]"
+LONG = "[{'A' * 70_000 + str(j) for j in range(30)} for i in range(2)]"
+MASKED = "(lambda v: [v] * 9)(__import__('numpy').ma.array([1, 2], mask=[0, 1]))"
 STORAGES = "[TypedStorage(bytes([i]) * 70_000) for i in range(9)]"
 
 
@@ -332,6 +335,8 @@ STORAGES = "[TypedStorage(bytes([i]) * 70_000) for i in range(9)]"
         pytest.param(SUBCLASSES, id="subclasses"),
         pytest.param(NESTED, id="sets-in-sets"),
         pytest.param(GRAPH, id="graph-of-sets"),
+        pytest.param(LONG, id="sets-of-long-texts"),
+        pytest.param(MASKED, id="masked-arrays"),
         pytest.param(STORAGES, id="torch-storages"),
     ],
 )
@@ -417,8 +422,15 @@ def test_comparison_of_sets_can_be_interrupted(tmp_path: Path) -> None:
         del sys.modules["torch.storage"], sys.modules["torch"]
 
 
+class Refused(OSError):
+    """As of a closed stream that a progress writes to: not taken for one of the files."""
+
+
 @modes
-def test_cancel_at_any_callback_comes_out_as_it_is(tmp_path: Path, mode: Mode) -> None:
+@pytest.mark.parametrize("error", [Interrupted, Refused])
+def test_cancel_at_any_callback_comes_out_as_it_is(
+    tmp_path: Path, mode: Mode, error: type[BaseException]
+) -> None:
     source, output = make_set(tmp_path, mode)
     n_cancelled, left = 0, 1
     while left == 0 or not n_cancelled:
@@ -429,9 +441,9 @@ def test_cancel_at_any_callback_comes_out_as_it_is(tmp_path: Path, mode: Mode) -
             nonlocal left
             left -= 1
             if left == 0:
-                raise Interrupted
+                raise error
 
-        with contextlib.suppress(Interrupted):
+        with contextlib.suppress(error):
             verify_file(source, output, low_memory=bool(mode), progress=progress)
     assert n_cancelled > 9
 
@@ -493,6 +505,25 @@ def test_original_is_kept_where_the_set_cannot_be_synced(tmp_path: Path) -> None
     assert "INJECTED" in log.read_text()
     assert_fails(done, "original conservado: no se pudo asegurar que su conjunto")
     assert source.exists()
+
+
+@pytest.mark.parametrize("flag", ["--verify", "--skip-existing"])
+def test_sub_batch_that_may_not_be_read_is_named(
+    tmp_path: Path, unprivileged: tuple[str, ...], flag: str
+) -> None:
+    source, output = make_set(tmp_path)
+    path = output / "a_sub0001.pkl.gz"
+    path.chmod(0)
+    done = split("-i", source, "-o", output, flag, prefix=unprivileged)
+    assert_fails(done, f": permiso denegado ({path})\n", "comprueba los permisos del archivo")
+
+
+@pytest.mark.parametrize("flag", ["--verify", "--skip-existing"])
+def test_sub_batch_that_the_disk_does_not_give_is_named(tmp_path: Path, flag: str) -> None:
+    source, output = make_set(tmp_path)
+    path = output / "a_sub0001.pkl.gz"
+    done = split("-i", source, "-o", output, flag, prefix=under_strace("read:error=EIO", path))
+    assert_fails(done, f": error de entrada/salida del disco ({path})\n")
 
 
 def test_original_is_kept_where_the_output_folder_takes_no_lock(
