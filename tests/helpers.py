@@ -55,11 +55,13 @@ def note_output(*texts: str) -> None:
     """Keep what a run printed: conftest.py compares it all with README.md's table of messages.
 
     Fails where Python itself warned of the run: environment() makes it tell all that it knows;
-    and where it showed a traceback, but as the script does for a fault of its own.
+    and where it showed a traceback, but as the script does for a fault of its own, or as Python for
+    a Ctrl-C that comes while it imports.
     """
     text = "\n".join((*texts, ""))
     assert not (told := PYTHON_WARNING.findall(text)), told
-    assert 'divide_conquer.py", line' not in text or "fallo inesperado" in text, text
+    is_explained = "fallo inesperado" in text or text.rstrip().endswith("KeyboardInterrupt")
+    assert 'divide_conquer.py", line' not in text or is_explained, text
     if folder := os.environ.get(OUTPUTS):
         with open(Path(folder, str(os.getpid())), "a", encoding="utf-8") as file:
             file.write(text)
