@@ -27,9 +27,10 @@ if sys.platform != "win32":  # there, only tests without terminals and signals c
     import termios
 
 ROOT = Path(__file__).parent.parent
-# Of a .py Python compiles every line at each start, which takes a third of a short run: .ci/run
-# names a compiled one for the thousands of runs of all faults.
-SCRIPT = Path(os.environ.get("DIVIDE_CONQUER_SCRIPT", ROOT / "divide_conquer.py"))
+SOURCE = ROOT / "divide_conquer.py"
+# Python compiles every line of a script at each start, which takes a third of a short run: .ci/run
+# names a compiled one where it starts thousands.
+SCRIPT = Path(os.environ.get("DIVIDE_CONQUER_SCRIPT", SOURCE))
 
 LIMIT_SECONDS = 60  # no test may hang the suite
 ALL_FAULTS = os.environ.get("DIVIDE_CONQUER_ALL_FAULTS") == "1"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from helpers import ROOT, SCRIPT, environment, run, write_batch
+from helpers import ROOT, SOURCE, environment, run, write_batch
 
 README = ROOT / "README.md"
 BLOCK_SECONDS = 60
@@ -43,7 +43,7 @@ def project_copy(folder: Path, n_batches: int, n_traces: int) -> Path:
     In traces_data/ there are batches of traces whose question_id is "{batch}:{trace}".
     """
     (folder / ".venv" / "bin").mkdir(parents=True)
-    shutil.copy(SCRIPT, folder)
+    shutil.copy(SOURCE, folder)
     python = folder / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)

@@ -11,6 +11,7 @@ from typing import Optional, Union
 import pytest
 from helpers import (
     SCRIPT,
+    SOURCE,
     Folders,
     Mode,
     assert_fails,
@@ -31,7 +32,7 @@ import divide_conquer
 def test_version() -> None:
     done = split("--version")
     assert (done.returncode, done.stderr) == (0, "")
-    source = SCRIPT.read_text(encoding="utf-8")
+    source = SOURCE.read_text(encoding="utf-8")
     written = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     assert written is not None
     assert done.stdout.startswith(f"divide_conquer.py {written[1]} (Python ")

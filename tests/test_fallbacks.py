@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from helpers import NO_ISAL, ROOT, SCRIPT, load_set, modes, names, run, split_without, write_batch
+from helpers import (
+    NO_ISAL,
+    ROOT,
+    SCRIPT,
+    SOURCE,
+    load_set,
+    modes,
+    names,
+    run,
+    split_without,
+    write_batch,
+)
 
 TRACES = [{"question_id": f"q_{i}", "text": "x" * 1000} for i in range(10)]
 NO_FCNTL = "sys.modules['fcntl'] = None"
@@ -170,7 +181,7 @@ def test_python_3_8_says_which_python_to_install() -> None:
     python = find_python38()
     if python is None:
         pytest.skip("no Python 3.8 here")
-    done = run([python, str(SCRIPT), "--help"])
+    done = run([python, str(SOURCE), "--help"])
     assert (done.returncode, done.stdout) == (1, "")
     needed = r"divide_conquer\.py necesita Python 3\.9 o posterior, y este es 3\.8\.\d+"
     install = r"instala uno más nuevo \(por ejemplo, con «uv python install 3\.12»\)"
@@ -178,4 +189,4 @@ def test_python_3_8_says_which_python_to_install() -> None:
 
 
 def test_the_script_parses_under_python_3_8() -> None:
-    ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 8))
+    ast.parse(SOURCE.read_text(encoding="utf-8"), feature_version=(3, 8))

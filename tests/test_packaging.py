@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from helpers import ROOT, SCRIPT
+from helpers import ROOT, SOURCE
 
 import divide_conquer
 
@@ -20,7 +20,7 @@ def test_script_metadata_agrees_with_pyproject() -> None:
     """`uv run` reads the comment of PEP 723, pip reads pyproject.toml."""
     tomllib = pytest.importorskip("tomllib")
     block = re.search(
-        r"^# /// script\n((?:#.*\n)+?)# ///$", SCRIPT.read_text("utf-8"), re.MULTILINE
+        r"^# /// script\n((?:#.*\n)+?)# ///$", SOURCE.read_text("utf-8"), re.MULTILINE
     )
     assert block is not None
     script = tomllib.loads(re.sub(r"^# ?", "", block[1], flags=re.MULTILINE))
