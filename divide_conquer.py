@@ -307,7 +307,7 @@ class Meter:
             self._done_bytes += n_bytes
             try:
                 self._progress(self._phase, self._done_bytes, self._expected_bytes)
-            except MemoryError:
+            except MemoryError:  # want of memory is told as that, wherever it is noticed
                 raise
             except Exception as error:
                 raise ProgressError(error) from error
