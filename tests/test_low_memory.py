@@ -130,6 +130,8 @@ REFUSED = [
     pytest.param(b"](\x85e.", "dañado", id="stack-underflow"),
     pytest.param(b"0].", "dañado", id="pop-of-nothing"),
     pytest.param(b"](h\x07e.", "dañado", id="undefined-memo-id"),
+    pytest.param(b"](g" + b"1" * 40 + b"\ne.", "memo no cuadran", id="undefined-long-memo-id"),
+    pytest.param(b"(lp-1\nI1\na.", "memo no cuadran", id="negative-memo-id"),
     pytest.param(b"(lp0\nPsome id\na.", "fuera del archivo", id="persistent-id-text"),
     pytest.param(b"\x80\x02](K\x01QK\x02Qe.", "fuera del archivo", id="persistent-id"),
     pytest.param(
