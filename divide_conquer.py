@@ -1774,7 +1774,7 @@ _TYPE_NAMES = {
 _GROUP_TRACES = 1000  # as many objects as a pickler writes between MARK and APPENDS
 _COPY_BUFFER_BYTES = 64 << 10
 _SPOOL_BYTES = 16 << 20  # what a sub-batch shares with others stays in memory up to here
-_SPOOL_READ_BYTES = 32 << 10  # shared objects lie apart: of 40 000 small ones 1 MiB each was read
+_SPOOL_READ_BYTES = 32 << 10  # at a time: small shared objects lie apart, far less than 1 MiB each
 _NOT_COPYABLE = "usa códigos de pickle que no se pueden copiar"
 _UNUSUAL_LIST = "la lista no está escrita como la escribe pickle.dump"
 
@@ -2326,10 +2326,8 @@ class PickleIndex:
             return -1
         return number + bisect_right(self._puts_before_rows, number) if self._rows else number
 
-    def _name_id(self, name: int, start: int) -> None:
+    def _name_id(self, name: int) -> None:
         """Note the name that a PUT gives to the next memo id."""
-        if not 0 <= name < _MAX_NAMES:
-            self._misuse(start)
         n_puts = len(self.starts) - len(self._rows)
         if not n_puts:
             self._first_name = name
@@ -2346,9 +2344,12 @@ class PickleIndex:
         self._need(1, start)
         if code != _MEMOIZE:
             self.explicit_puts = True
-            self._name_id(_read_memo_id(code, argument), start)
+            name = _read_memo_id(code, argument)
+            if not 0 <= name < _MAX_NAMES:
+                self._misuse(start)
+            self._name_id(name)
         elif self._first_name or self._names is not None:
-            self._name_id(len(self.starts) - len(self._rows), start)
+            self._name_id(len(self.starts) - len(self._rows))
         entry = self._stack[-1]
         if ~entry >= _FETCHED:
             self.refuse(_NOT_COPYABLE)
@@ -3442,7 +3443,7 @@ def _validate_part(
                 rest = bytearray(BLOCK_BYTES)
                 while file.readinto(rest):  # what it did not come to: are those the bytes written?
                     pass
-    except StreamError as error:
+    except OSError as error:
         problem, hint = os_problem_of(error)
         if error.errno not in (errno.ENOENT, errno.EACCES):
             hint = _DISK_HINT
@@ -3602,9 +3603,7 @@ def _verify_walked(
 
 def _find_finals(source: Source, folder: Path) -> dict[Path, Fingerprint]:
     """Return the files of a set, whole as far as names tell, and what must be so of them later."""
-    with reading():
-        found = find_set(folder, source.stem, source.identity)
-        fingerprints = {path: Fingerprint.of(os.lstat(path)) for path in found.finals}
+    found = find_set(folder, source.stem, source.identity)
     if found.state not in (SetState.WHOLE, SetState.MISFIT):
         problem = "no tiene un conjunto completo en la salida"
         hint = "divídelo con el mismo comando sin --verify"
@@ -3615,11 +3614,11 @@ def _find_finals(source: Source, folder: Path) -> dict[Path, Fingerprint]:
         problem = ""
         if not path.is_file():  # opening a FIFO would wait for its writer
             problem = f"{path.name} no es un archivo normal"
-        elif os.path.samefile(path, source.path):
+        elif FileIdentity.of(os.stat(path))[:2] == source.identity[:2]:  # device, inode
             problem = f"{path.name} es el propio original, o un enlace a él"
         if problem:
             raise VerificationError(source.path, problem, _SET_HINT)
-    return fingerprints
+    return {path: Fingerprint.of(os.lstat(path)) for path in found.finals}
 
 
 @contextlib.contextmanager
@@ -3634,11 +3633,12 @@ def _explaining_unreadable_set(source: Source) -> Iterator[None]:
             raise LoadError(source.path, *NO_MEMORY) from error
         problem = f"{error.path.name} no se puede leer: {error.problem}"
         raise VerificationError(error.path, problem, _SET_HINT) from error
-    except StreamError as error:
+    except OSError as error:  # of the disk: what a progress raises is a ProgressError here
         problem, hint = os_problem_of(error)
         if error.errno in (None, errno.EIO):
             hint = _SET_HINT
-        problem = f"no se puede leer su conjunto: {problem} ({error.filename})"
+        where = f" ({error.filename})" if error.filename else ""
+        problem = f"no se puede leer su conjunto: {problem}{where}"
         raise VerificationError(source.path, problem, hint) from error
 
 

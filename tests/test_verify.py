@@ -518,6 +518,20 @@ def test_sub_batch_that_may_not_be_read_is_named(
     assert_fails(done, f": permiso denegado ({path})\n", "comprueba los permisos del archivo")
 
 
+def test_folder_that_takes_no_scratch_file_is_a_clear_error(
+    tmp_path: Path, unprivileged: tuple[str, ...]
+) -> None:
+    """What sub-batches share is kept there, beyond 16 MiB, while --low-memory compares."""
+    shared = os.urandom(17 << 20)
+    source = write_batch(tmp_path / "in" / "a.pkl", [[shared], [shared]])
+    args = ("-i", source, "-o", tmp_path / "out", "--low-memory")
+    assert split(*args, "-n", 1, "--no-compress").returncode == 0
+    (tmp_path / "out").chmod(0o555)
+    done = split(*args, "--verify", prefix=unprivileged)
+    (tmp_path / "out").chmod(0o755)
+    assert_fails(done, f"no se puede leer su conjunto: permiso denegado ({tmp_path / 'out'}")
+
+
 @pytest.mark.parametrize("flag", ["--verify", "--skip-existing"])
 def test_sub_batch_that_the_disk_does_not_give_is_named(tmp_path: Path, flag: str) -> None:
     source, output = make_set(tmp_path)
